@@ -1,0 +1,481 @@
+"""What each step does, and how a half-done one is taken back.
+
+The rule: every action looks before it acts and can be repeated; it destroys only what a record of ours, or
+the very step that an open journal names, says is ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, assert_never
+
+from snap_upgrade.boot import BootLoader
+from snap_upgrade.config import Config
+from snap_upgrade.core.errors import InternalError, NeedsPerson, NotFound, Refused
+from snap_upgrade.core.model import Kind, Record, State, Volume
+from snap_upgrade.core.plan import STATE, clone_path
+from snap_upgrade.core.steps import (
+    Activate,
+    CarryNested,
+    Describe,
+    Destroy,
+    MakeClone,
+    Mount,
+    Packages,
+    Promote,
+    Rename,
+    Seal,
+    Step,
+    TakeSnapshot,
+    Unmount,
+    inverse,
+)
+from snap_upgrade.packages import PackageManager
+from snap_upgrade.records import Inventory, Records
+from snap_upgrade.storage import Storage
+from snap_upgrade.system import failpoint, files
+
+POINTER = "pointer.json"
+RUN = Path("/run/snap-upgrade")
+PLACE = "trusted.snap-upgrade.nested"  # marks the empty directory that a nested volume left when it was carried away
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The machine as found: *root* is ``/``, or the directory given by -R; *state* is the state directory."""
+
+    root: Path
+    storage: Storage
+    loader: BootLoader
+    config: Config
+    state: Path
+    manager: PackageManager | None
+
+    @property
+    def records(self) -> Records:
+        """The records of what is ours."""
+        return Records(self.state)
+
+    def inventory(self) -> Inventory:
+        """Return what is ours now, joined with the volumes that are there."""
+        return self.records.join(self.storage.volumes())
+
+
+def do(step: Step, machine: Machine, transaction: str) -> dict[str, Any]:
+    """Do *step* for *transaction*; return what the journal should remember of it."""
+    match step:
+        case TakeSnapshot():
+            return _snapshot(step, machine, transaction)
+        case MakeClone():
+            return _clone(step, machine, transaction)
+        case Seal(name=name, state=state):
+            record = machine.inventory().find(name).record
+            # The record is on disk at once, what packages wrote is not: without this a cut of the power could
+            # leave half an environment that is called complete.
+            machine.storage.sync()
+            machine.records.update(record, state=State(state))
+        case Activate():
+            _activate(step, machine)
+        case Promote():
+            raise InternalError("a promotion needs the transaction's own memory: see promote()")
+        case Destroy(name=name):
+            return destroy(machine, name)
+        case Rename():
+            _rename(step, machine)
+        case Describe():
+            _describe(step, machine)
+        case Mount(name=name, target=target, read_only=read_only):
+            uuid = machine.inventory().find(name).volume.uuid
+            if Path(target) not in machine.storage.mounted_at(uuid):
+                if Path(target).parent == RUN:
+                    os.makedirs(target, mode=0o700, exist_ok=True)
+                machine.storage.mount(uuid, Path(target), read_only)
+        case Unmount(name=name, target=target):
+            uuid = machine.inventory().find(name).volume.uuid
+            if Path(target) in machine.storage.mounted_at(uuid):
+                machine.storage.unmount(Path(target))
+        case CarryNested():
+            _carry(step, machine)
+        case Packages():
+            raise InternalError("the package manager's step is the flow's own")
+        case _:
+            assert_never(step)
+    return {}
+
+
+def check(step: Step, machine: Machine) -> None:
+    """Raise Refused if the place that *step* is to make something at is taken. Asked before the step is begun:
+    afterwards what lies there counts as made by it, and may be taken back."""
+    if isinstance(step, TakeSnapshot | MakeClone):
+        if machine.storage.at(step.path) is not None:
+            raise Refused(f"{step.path} is taken by a volume that is not on record", "snap-upgrade status")
+        if step.name in machine.inventory().names():
+            raise Refused(f"there is an environment or snapshot {step.name} already", "snap-upgrade list")
+
+
+def undo(step: Step, machine: Machine, transaction: str) -> None:
+    """Take *step* back, however far it came."""
+    match step:
+        case TakeSnapshot(source=source, path=path):
+            _remove_made(machine, path, {source}, transaction)
+        case MakeClone(origin=origin, path=path):
+            inventory = machine.inventory()
+            parents = {one.record.uuid for one in inventory.owned if one.record.name == origin}
+            _remove_made(machine, path, parents, transaction)
+        case _:
+            back = inverse(step)
+            if back is not None:
+                do(back, machine, transaction)
+
+
+def _remove_made(machine: Machine, path: str, parents: set[str], transaction: str) -> None:
+    """Destroy the volume at *path* if it was made from one of *parents*; the journal names the path as ours to use."""
+    volume = machine.storage.at(path)
+    if volume is None:
+        _forget_destroyed(machine, path, transaction)
+        return
+    if volume.parent_uuid not in parents:
+        raise NeedsPerson(
+            f"at {path} lies a volume that this transaction did not make; it is left alone",
+            "look at it in a mount of the top level, and move it elsewhere",
+        )
+    _destroy_tree(machine, volume, is_unborn=True)
+    machine.records.drop(volume.uuid)
+
+
+def _forget_destroyed(machine: Machine, path: str, transaction: str) -> None:
+    """Drop what *transaction* recorded at *path* and inside, where a crash came between volume and record."""
+    for record in machine.inventory().missing:
+        if record.transaction == transaction and (record.path == path or record.path.startswith(f"{path}/")):
+            machine.records.drop(record.uuid)
+
+
+def _snapshot(step: TakeSnapshot, machine: Machine, transaction: str) -> dict[str, Any]:
+    volume = machine.storage.snapshot(step.source, step.path)
+    failpoint.reach("action.snapshot.made")
+    _record(machine, volume, Kind.SNAPSHOT, step.name, State.READY, transaction, step.source)
+    return {"uuid": volume.uuid}
+
+
+def _clone(step: MakeClone, machine: Machine, transaction: str) -> dict[str, Any]:
+    origin = machine.inventory().find(step.origin)
+    volume = machine.storage.clone(origin.volume.uuid, step.path)
+    failpoint.reach("action.clone.made")
+    _record(
+        machine,
+        volume,
+        Kind.ENVIRONMENT,
+        step.name,
+        State(step.state),
+        transaction,
+        origin.record.uuid,
+        step.description,
+    )
+    source = origin.record.origin if origin.record.kind is Kind.SNAPSHOT else origin.record.uuid
+    if source is not None and machine.config.clone_nested:
+        _clone_nested(machine, volume, source, step.name, transaction)
+    return {"uuid": volume.uuid}
+
+
+def _record(
+    machine: Machine,
+    volume: Volume,
+    kind: Kind,
+    name: str,
+    state: State,
+    transaction: str,
+    origin: str | None,
+    description: str = "",
+) -> None:
+    known = machine.inventory().by_uuid(volume.uuid)
+    if known is not None and known.record.path == volume.path:
+        return  # this step was done before a crash
+    record = Record(
+        uuid=volume.uuid,
+        kind=kind,
+        name=name,
+        path=volume.path,
+        created=time.time(),
+        origin=origin,
+        transaction=transaction,
+        state=state,
+        description=description,
+    )
+    machine.records.write(record)
+
+
+def _clone_nested(machine: Machine, clone: Volume, source: str, name: str, transaction: str) -> None:
+    volumes = machine.storage.volumes()
+    if source not in volumes:
+        return
+    inside = PurePosixPath(volumes[source].path)
+    for nested in reversed(machine.storage.nested(source)):
+        relative = str(PurePosixPath(nested.path).relative_to(inside))
+        if relative not in machine.config.clone_nested:
+            continue
+        target = f"{clone.path}/{relative}"
+        if machine.storage.at(target) is None:
+            _remove_placeholder(machine, clone.uuid, relative)
+        part = machine.storage.clone(nested.uuid, target)
+        failpoint.reach("action.nested.made")
+        _record(machine, part, Kind.PART, f"{name}/{relative}", State.READY, transaction, nested.uuid)
+
+
+def _remove_placeholder(machine: Machine, uuid: str, relative: str) -> bool:
+    """Remove the empty directory that a snapshot has in the place of a nested subvolume; whether the place is free."""
+    with machine.storage.opened(uuid) as root:
+        place = root / relative
+        if _is_through_link(root, relative):
+            return False
+        if _is_empty(root, relative):
+            os.rmdir(place)
+        return place.parent.is_dir() and not os.path.lexists(place)
+
+
+def _activate(step: Activate, machine: Machine) -> None:
+    inventory = machine.inventory()
+    target = inventory.find(step.name)
+    if target.record.kind is not Kind.ENVIRONMENT or target.record.state is not State.READY:
+        raise Refused(f"{step.name} is not a complete environment and cannot be activated")
+    before = machine.storage.boots_next()
+    pointer = machine.state / POINTER
+    if step.back:
+        back = inventory.find(step.back).record.uuid
+        content = {"version": 1, "temporary": target.record.uuid, "back_to": back}
+        files.write_durable(pointer, (json.dumps(content) + "\n").encode())
+    machine.storage.activate(target.record.uuid)
+    failpoint.reach("action.activate.switched")
+    if not step.back:
+        files.remove_durable(pointer)
+    read_back = machine.storage.boots_next()
+    if read_back is None or read_back.uuid != target.record.uuid:
+        found = "nothing that is known" if read_back is None else read_back.path
+        raise NeedsPerson(f"{step.name} was activated, but {found} boots next", "snap-upgrade status")
+    uuids = {target.record.uuid} | ({before.uuid} if before else set())
+    uuids |= {one.record.uuid for one in inventory.owned if one.record.name == step.previous}
+    settle_places(machine, uuids)
+
+
+def settle_places(machine: Machine, uuids: set[str]) -> None:
+    """Move volumes that an exchange left under another's name to their own, and record where they are."""
+    for uuid in sorted(uuids):
+        owned = machine.inventory().by_uuid(uuid)
+        if owned is None:
+            continue
+        own = clone_path(owned.record.name)
+        is_ours = owned.volume.path.startswith(f"{STATE}/be/")
+        if is_ours and owned.volume.path != own and machine.storage.at(own) is None:
+            machine.storage.rename(uuid, own)
+            failpoint.reach("action.settled")
+            owned = machine.inventory().by_uuid(uuid) or owned
+        machine.records.update(owned.record, path=owned.volume.path)
+        inventory = machine.inventory()
+        for part in machine.storage.nested(uuid):
+            known = inventory.by_uuid(part.uuid)
+            if known is not None and _is_part(inventory, part):
+                machine.records.update(known.record, path=part.path)
+
+
+def promote(step: Promote, machine: Machine, good: str, failed: str) -> None:
+    """Let the volumes *good* and *failed* (uuids, from the journal) change places, then names."""
+    there = machine.storage.at(step.path)
+    if there is not None and there.uuid == failed:
+        machine.storage.exchange(failed, good)
+        failpoint.reach("action.promote.exchanged")
+        there = machine.storage.at(step.path)
+    if there is None or there.uuid != good:
+        raise NeedsPerson(f"{step.path} holds neither the failed nor the restored environment", "snap-upgrade status")
+    machine.storage.sync()
+    inventory = machine.inventory()
+    new, old = inventory.by_uuid(good), inventory.by_uuid(failed)
+    if new is None or old is None:
+        raise NeedsPerson(f"the record of {step.failed} is gone", "snap-upgrade status")
+    # What the user said of the environment stays with its name; once the failed one lost the name, that is done.
+    kept = {} if old.record.name != step.failed else {
+        "pinned": old.record.pinned, "description": old.record.description, "adopted": old.record.adopted}  # fmt: skip
+    machine.records.update(new.record, name=step.failed, state=State.READY, path=new.volume.path, **kept)
+    failpoint.reach("action.promote.recorded")
+    machine.records.update(
+        old.record, name=step.good, state=State.FAILED, path=old.volume.path, pinned=False, adopted=False
+    )
+    failpoint.reach("action.promote.recorded")
+    _move_nested(machine, old.volume, new.volume)
+    settle_places(machine, {failed})
+
+
+def _move_nested(machine: Machine, source: Volume, target: Volume) -> None:
+    """Move the nested volumes that nobody cloned from *source* to their empty places in *target*.
+
+    What the failed attempt itself made has no such place and stays.
+    """
+    inventory = machine.inventory()
+    nested = machine.storage.nested(source.uuid)
+    for one in _outermost(inventory, nested):
+        relative = str(PurePosixPath(one.path).relative_to(source.path))
+        if _remove_placeholder(machine, target.uuid, relative):
+            machine.storage.rename(one.uuid, f"{target.path}/{relative}")
+            failpoint.reach("action.promote.carried")
+
+
+def destroy(machine: Machine, name: str) -> dict[str, Any]:
+    """Destroy what is recorded as *name*; return what was kept of others' that lay inside."""
+    inventory = machine.inventory()
+    for record in inventory.missing:
+        if record.name == name:
+            _drop_parts(machine, record)
+            machine.records.drop(record.uuid)
+            return {}
+    try:
+        owned = inventory.find(name)
+    except NotFound:
+        return {}  # destroyed already, by this step before a crash
+    layout = machine.storage.layout()
+    following = machine.storage.boots_next()
+    if owned.record.uuid == layout.running.uuid or (following and owned.record.uuid == following.uuid):
+        raise Refused(f"{name} is running or boots next and cannot be destroyed", "activate another one first")
+    kept = _destroy_tree(machine, owned.volume, is_unborn=owned.record.state is State.BUILDING)
+    machine.records.drop(owned.record.uuid)
+    return {"kept": kept} if kept else {}
+
+
+def is_running(machine: Machine, name: str) -> bool:
+    """Whether the environment recorded as *name* is the running root."""
+    owned = machine.inventory().by_uuid(machine.storage.layout().running.uuid)
+    return owned is not None and owned.record.name == name
+
+
+def _destroy_tree(machine: Machine, volume: Volume, is_unborn: bool) -> list[str]:
+    """Destroy *volume*, the parts we cloned inside it first; move what is others' aside and return where to.
+
+    What scripts made inside a clone that never booted (*is_unborn*) goes with it: nobody else could reach it.
+    """
+    kept: list[str] = []
+    inventory = machine.inventory()
+    inside = machine.storage.nested(volume.uuid)
+    ours = [
+        one
+        for one in inside
+        if _is_part(inventory, one) or (is_unborn and one.created_generation > volume.created_generation)
+    ]
+    others = [one for one in inside if one not in ours]
+    for nested in inside:
+        if nested in ours:
+            machine.storage.destroy(nested.uuid)
+            failpoint.reach("action.destroy.part")
+        elif not any(nested.path.startswith(f"{outer.path}/") for outer in others):
+            # What lies inside this one goes with it, in its place.
+            kept.append(_put_aside(machine, nested))
+            failpoint.reach("action.destroy.aside")
+    machine.storage.destroy(volume.uuid)
+    failpoint.reach("action.destroy.gone")
+    # Records go only when the cut of the power cannot bring the volumes back: they would then be nobody's.
+    machine.storage.sync()
+    for nested in ours:
+        machine.records.drop(nested.uuid)
+    return kept
+
+
+def _is_part(inventory: Inventory, volume: Volume) -> bool:
+    owned = inventory.by_uuid(volume.uuid)
+    return owned is not None and owned.record.kind is Kind.PART
+
+
+def _outermost(inventory: Inventory, nested: list[Volume]) -> list[Volume]:
+    """Return those of *nested* that nobody cloned and that lie in no other such."""
+    others = [one for one in nested if not _is_part(inventory, one)]
+    return [one for one in others if not any(one.path.startswith(f"{outer.path}/") for outer in others)]
+
+
+def _drop_parts(machine: Machine, record: Record) -> None:
+    """Drop the records of the parts that vanished with the environment of *record*."""
+    for part in machine.inventory().missing:
+        if part.kind is Kind.PART and part.path.startswith(f"{record.path}/"):
+            machine.records.drop(part.uuid)
+
+
+def _put_aside(machine: Machine, nested: Volume) -> str:
+    target = f"{STATE}/kept/{nested.uuid}"
+    machine.storage.rename(nested.uuid, target)
+    return target
+
+
+def _rename(step: Rename, machine: Machine) -> None:
+    inventory = machine.inventory()
+    if any(one.record.name == step.new for one in inventory.owned):
+        if all(one.record.name != step.name for one in inventory.owned):
+            settle_places(machine, {inventory.find(step.new).record.uuid})
+            return  # done before a crash
+        raise Refused(f"there is an environment {step.new} already")
+    record = inventory.find(step.name).record
+    machine.records.update(record, name=step.new)
+    settle_places(machine, {record.uuid})
+
+
+def _describe(step: Describe, machine: Machine) -> None:
+    record = machine.inventory().find(step.name).record
+    if step.field == "pinned":
+        machine.records.update(record, pinned=step.value == "yes")
+    elif step.field == "description":
+        machine.records.update(record, description=step.value)
+    else:
+        raise InternalError(f"a record has no field {step.field}")
+
+
+def _carry(step: CarryNested, machine: Machine) -> None:
+    there = machine.storage.at(step.path)
+    if there is None or there.uuid != step.uuid:
+        volumes = machine.storage.volumes()
+        if step.uuid not in volumes or there is not None:
+            what = f"the nested subvolume {step.source} cannot be moved to {step.path}"
+            raise NeedsPerson(what, "snap-upgrade status")
+        inside, relative = _container(machine, step.path)
+        _remove_placeholder(machine, inside.uuid, relative)
+        machine.storage.rename(step.uuid, step.path)
+        failpoint.reach("action.carry.moved")
+    _leave_place(machine, step.source)
+
+
+def _container(machine: Machine, path: str) -> tuple[Volume, str]:
+    """Return the volume that *path* lies in and the rest of the path inside it."""
+    volumes = machine.storage.volumes().values()
+    outer = [one for one in volumes if path != one.path and (not one.path or path.startswith(f"{one.path}/"))]
+    found = max(outer, key=lambda one: len(one.path))
+    return found, path.removeprefix(f"{found.path}/") if found.path else path
+
+
+def _leave_place(machine: Machine, path: str) -> None:
+    """Leave an empty marked directory where a nested volume was carried away, or it would never find back."""
+    inside, relative = _container(machine, path)
+    if inside.read_only:
+        return
+    with machine.storage.opened(inside.uuid) as root:
+        place = root / relative
+        if not os.path.lexists(place) and place.parent.is_dir():
+            place.mkdir()
+        if _is_empty(root, relative):
+            os.setxattr(place, PLACE, b"1", follow_symlinks=False)
+
+
+def _is_through_link(root: Path, relative: str) -> bool:
+    # Without the last parent, ".": the root itself is a path through /proc/self/fd, which is a link.
+    return any((root / parent).is_symlink() for parent in list(PurePosixPath(relative).parents)[:-1])
+
+
+def _is_empty(root: Path, relative: str) -> bool:
+    """Whether *relative* is an empty directory, reached through no symbolic link."""
+    place = root / relative
+    if _is_through_link(root, relative) or place.is_symlink():
+        return False
+    return place.is_dir() and not any(place.iterdir())
+
+
+def awaits_nested(root: Path, relative: str) -> bool:
+    """Whether *relative* is empty because a nested volume is not there: by Linux's own sign (inode 2) or our mark."""
+    if not _is_empty(root, relative):
+        return False
+    place = root / relative
+    return place.stat().st_ino == 2 or PLACE in os.listxattr(place, follow_symlinks=False)

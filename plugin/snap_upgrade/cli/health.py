@@ -1,0 +1,214 @@
+"""What is wrong on this machine, each with the command that mends it: the findings of ``status`` and ``check``.
+
+The rule: it looks and changes nothing; every finding is something that was seen, with what it means.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snap_upgrade import journal, manage
+from snap_upgrade.core import errors
+from snap_upgrade.core.model import Kind, Method, Problem, State
+from snap_upgrade.core.plan import STATE
+from snap_upgrade.detect import NO_STATE
+from snap_upgrade.engine import is_owner_alive
+from snap_upgrade.system import command
+
+if TYPE_CHECKING:
+    from snap_upgrade.actions import Machine
+    from snap_upgrade.journal import Entries
+    from snap_upgrade.records import Inventory
+
+HOOK = "/usr/lib/snap-upgrade/apt-hook"
+CONF = "/etc/apt/apt.conf.d/80snap-upgrade"
+_REINSTALL = "apt-get install --reinstall snap-upgrade"
+_ENTRIES = {"DPkg::Pre-Install-Pkgs::snap-upgrade": f"{HOOK} pre", "DPkg::Post-Invoke::snap-upgrade": f"{HOOK} post"}
+_VERSION = f"DPkg::Tools::Options::{HOOK}::Version"
+ERROR, WARNING = "error", "warning"
+
+
+def problems(machine: Machine, inventory: Inventory) -> list[Problem]:
+    """Return everything that needs attention, worst first."""
+    found = [
+        *_layout(machine),
+        *_journals(machine),
+        *inventory.problems,
+        *_pointer(machine),
+        *_unfinished(machine, inventory),
+        *_strangers(machine, inventory),
+        *_space(machine),
+        *_packages(machine),
+        *_fallback(machine),
+    ]
+    if machine.root == Path("/"):
+        found += hook_files(machine)
+    return sorted(found, key=lambda problem: problem.severity != ERROR)
+
+
+def _layout(machine: Machine) -> list[Problem]:
+    layout = machine.storage.layout()
+    found = [Problem(warning, severity=WARNING) for warning in layout.warnings]
+    if layout.method is Method.NONE:
+        found.append(Problem(f"no roll back can take effect here: {layout.refusal}", layout.hint))
+    return found
+
+
+def _journals(machine: Machine) -> list[Problem]:
+    found = []
+    for one in journal.open_journals(machine.state):
+        if isinstance(one, errors.StateDamaged):
+            found.append(Problem(one.message, one.hint))
+        elif not is_owner_alive(one.entries):
+            found.append(Problem(f"transaction {one.entries.ident} ({one.entries.flow}) was interrupted",
+                                 "snap-upgrade recover"))  # fmt: skip
+    for closed in journal.history(machine.state):
+        if isinstance(closed, errors.StateDamaged):
+            found.append(Problem(closed.message, closed.hint, WARNING))
+    return found
+
+
+def _pointer(machine: Machine) -> list[Problem]:
+    try:
+        manage.temporary_return(machine)
+    except errors.StateDamaged as error:
+        return [Problem(error.message, error.hint)]
+    return []
+
+
+def _unfinished(machine: Machine, inventory: Inventory) -> list[Problem]:
+    """Return the half made environments that no transaction is making, and the failed ones that were kept."""
+    if is_at_work(machine):
+        return []
+    found = []
+    for owned in inventory.owned:
+        record = owned.record
+        if record.kind is Kind.ENVIRONMENT and record.state is State.BUILDING:
+            found.append(Problem(f"{record.name} is half made and nobody is making it",
+                                 f"snap-upgrade destroy {record.name}"))  # fmt: skip
+    return found
+
+
+def is_at_work(machine: Machine) -> bool:
+    """Whether a transaction is open; then what it makes is expected to be half made."""
+    return any(True for _ in journal.open_journals(machine.state))
+
+
+def _strangers(machine: Machine, inventory: Inventory) -> list[Problem]:
+    """Return the volumes in our folders that no record speaks of, and what was kept of others'."""
+    found = []
+    busy = is_at_work(machine)
+    known = {owned.record.uuid for owned in inventory.owned}
+    for volume in machine.storage.volumes().values():
+        folder, _, name = volume.path.removeprefix(f"{STATE}/").partition("/")
+        if not volume.path.startswith(f"{STATE}/") or "/" in name or volume.uuid in known:
+            continue
+        if folder == "kept":
+            found.append(Problem(f"the volume {volume.path} lay inside a destroyed environment and is kept",
+                                 "move what is needed out of it, then delete it", WARNING))  # fmt: skip
+        elif folder in {"be", "snap"} and name and not busy:
+            found.append(Problem(f"the volume {volume.path} is in our folder, but not on record; it is left alone",
+                                 "if nobody needs it: btrfs subvolume delete", WARNING))  # fmt: skip
+    return found
+
+
+def _space(machine: Machine) -> list[Problem]:
+    space, reserve = machine.storage.space(), machine.config.reserve_mib << 20
+    if space.available >= reserve:
+        return []
+    return [Problem(f"{space.available >> 20} MiB are free, less than the reserve of {reserve >> 20} MiB",
+                    "snap-upgrade prune")]  # fmt: skip
+
+
+def _packages(machine: Machine) -> list[Problem]:
+    if machine.manager is None:
+        return [Problem(f"no package manager that snap-upgrade knows is in {machine.root}", severity=WARNING)]
+    hint = "dpkg --configure -a, then apt-get -f install" if machine.manager.name == "apt" else ""
+    return [Problem(text, hint, WARNING) for text in machine.manager.broken(machine.root)]
+
+
+def _fallback(machine: Machine) -> list[Problem]:
+    why = machine.loader.fallback_problem()
+    return [Problem(why, "after a bad boot choose another environment by hand", WARNING)] if why else []
+
+
+# --- the hooks
+
+
+def hook_files(machine: Machine) -> list[Problem]:
+    """Return what is wrong with the hook's files; cheap, runs nothing."""
+    if machine.manager is None or machine.manager.name != "apt":
+        return []
+    found = []
+    if not machine.config.enabled:
+        found.append(Problem("the hooks are switched off by 'enabled = no': apt works unprotected",
+                             "set enabled = yes in /etc/snap-upgrade.conf", WARNING))  # fmt: skip
+    if not os.path.isfile(CONF):
+        found.append(Problem(f"{CONF} is not there: apt does not know our hooks", _REINSTALL))
+    if not os.access(HOOK, os.X_OK):
+        found.append(Problem(f"{HOOK} is not there or not executable: apt works unprotected", _REINSTALL))
+    return found
+
+
+def hook_settings(dump: str) -> list[Problem]:
+    """Return what is wrong with our entries in the text of ``apt-config dump``."""
+    values = dict(parse_dump(dump))
+    found = []
+    for entry, call in _ENTRIES.items():
+        value = values.get(entry.lower(), "")
+        if not value:
+            found.append(Problem(f"apt's configuration has no {entry}: another file clears it", "apt-config dump"))
+        elif call not in value:
+            found.append(Problem(f"{entry} does not run {call}: {value}", _REINSTALL))
+        elif call.endswith("pre") and value.split()[0] != HOOK:
+            # apt finds the protocol of a hook by its first word, and speaks the oldest to any other.
+            found.append(Problem(f"{entry} does not begin with {HOOK}: {value}", _REINSTALL))
+    version = values.get(_VERSION.lower())
+    if version != "3":
+        found.append(Problem(f"apt would speak protocol {version or 1} to our hook, not 3", _REINSTALL))
+    return found
+
+
+def parse_dump(dump: str) -> list[tuple[str, str]]:
+    """Return (key in lower case, value) of each line ``key "value";``: apt's keys do not know upper and lower case."""
+    found = []
+    for line in dump.splitlines():
+        key, separator, rest = line.partition(' "')
+        if separator and rest.endswith('";'):
+            found.append((key.strip().lower(), rest[:-2]))
+    return found
+
+
+def hook_effect(machine: Machine) -> list[Problem]:
+    """Return what is wrong with the hooks as apt sees them."""
+    if machine.manager is None or machine.manager.name != "apt" or machine.root != Path("/"):
+        return []
+    return hook_settings(command.run(["apt-config", "dump"]).stdout)
+
+
+def last_fired(state: Path) -> tuple[dict[str, Any], list[Problem]]:
+    """Return when which front end last fired our hooks, and what is wrong with the file that says so."""
+    if state == NO_STATE:
+        return {}, []
+    try:
+        data = json.loads((state / "hooks.json").read_bytes())
+    except FileNotFoundError:
+        return {}, []
+    except (ValueError, RecursionError) as error:
+        return {}, [Problem(f"hooks.json cannot be understood: {error}; it is kept as it is", severity=WARNING)]
+    if not isinstance(data, dict):
+        return {}, [Problem("hooks.json cannot be understood: it is not an object; it is kept as it is",
+                            severity=WARNING)]  # fmt: skip
+    return data, []
+
+
+def interrupted(machine: Machine) -> list[Entries]:
+    """Return the open transactions whose process is gone."""
+    return [
+        one.entries
+        for one in journal.open_journals(machine.state)
+        if not isinstance(one, errors.StateDamaged) and not is_owner_alive(one.entries)
+    ]

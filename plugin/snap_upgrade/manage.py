@@ -1,0 +1,372 @@
+"""The commands on environments: what each would do, as a plan, and its doing.
+
+The rule: a plan is made from what is there now and shown by ``-n`` exactly as it would be run. Nothing that
+runs, boots next, is the default, is mounted, pinned or named by an open journal is ever destroyed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from snap_upgrade import journal
+from snap_upgrade.actions import POINTER, Machine, awaits_nested
+from snap_upgrade.core import errors, names, plan, retention
+from snap_upgrade.core.model import Kind, Record, State
+from snap_upgrade.core.retention import Choice, Protection
+from snap_upgrade.core.steps import (
+    Activate,
+    CarryNested,
+    Describe,
+    Destroy,
+    MakeClone,
+    Mount,
+    Rename,
+    Step,
+    Unmount,
+)
+from snap_upgrade.engine import Engine
+from snap_upgrade.flows import adopt, ready, ready_at
+from snap_upgrade.records import Inventory, Owned
+
+Planner = Callable[[Machine, Inventory], list[Step]]
+
+
+# --- what is there
+
+
+def survey(machine: Machine) -> Inventory:
+    """Return what is ours, with the running root in it even before it has a record. Writes and waits for nothing."""
+    inventory = machine.inventory()
+    running = machine.storage.layout().running
+    if inventory.by_uuid(running.uuid) is not None:
+        return inventory
+    name = names.fresh_name("initial", inventory.names())
+    record = Record(running.uuid, Kind.ENVIRONMENT, name, running.path, 0.0, None, None, State.READY, adopted=True)
+    return replace(inventory, owned=(Owned(record, running), *inventory.owned))
+
+
+def temporary_return(machine: Machine) -> tuple[str, str] | None:
+    """Return (temporarily activated, to return to) by uuid after ``activate -t``, or None."""
+    try:
+        data = json.loads((machine.state / POINTER).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise errors.StateDamaged(f"{POINTER} cannot be understood: {error}", "snap-upgrade activate NAME") from error
+    if not isinstance(data, dict) or data.get("version") != 1:
+        raise errors.StateDamaged(f"{POINTER} has a format this program does not know", "snap-upgrade activate NAME")
+    return str(data.get("temporary")), str(data.get("back_to"))
+
+
+def default_uuid(machine: Machine) -> str | None:
+    """Return the environment that boots when no one-boot activation is in force."""
+    following = machine.storage.boots_next()
+    pointer = temporary_return(machine)
+    if pointer is not None and following is not None and pointer[0] == following.uuid:
+        return pointer[1]
+    return following.uuid if following else None
+
+
+def protection(machine: Machine, inventory: Inventory) -> Protection:
+    """Return what must stay."""
+    following = machine.storage.boots_next()
+    mounted = frozenset(owned.record.uuid for owned in inventory.owned if machine.storage.mounted_at(owned.record.uuid))
+    named: set[str] = set()
+    for found in journal.open_journals(machine.state):
+        if isinstance(found, errors.StateDamaged):
+            continue  # reported by status; what it may name cannot be known
+        for step in found.entries.steps():
+            named |= {str(getattr(step, key)) for key in ("name", "origin", "good", "failed") if hasattr(step, key)}
+    return Protection(
+        running=machine.storage.layout().running.uuid,
+        next=following.uuid if following else None,
+        default=default_uuid(machine),
+        mounted=mounted,
+        journals=frozenset(named),
+    )
+
+
+def find_environment(inventory: Inventory, name: str) -> Owned:
+    """Return the environment *name*; raise NotFound, also for a snapshot of that name."""
+    owned = inventory.find(name)
+    if owned.record.kind is not Kind.ENVIRONMENT:
+        raise errors.NotFound(f"{name} is a {owned.record.kind.value}, not an environment", "snap-upgrade list")
+    return owned
+
+
+# --- plans
+
+
+def plan_create(machine: Machine, inventory: Inventory, name: str, source: str, description: str) -> list[Step]:
+    """Clone *source* (by default the running environment) as *name*."""
+    names.check_name(name)
+    if name in inventory.names():
+        raise errors.UsageError(f"there is an environment {name!r} already", "choose another name")
+    if machine.storage.at(plan.clone_path(name)) is not None:
+        raise errors.Refused(f"a volume that is not on record lies at {plan.clone_path(name)}", "snap-upgrade status")
+    origin = inventory.find(source) if source else _running(machine, inventory)
+    return [MakeClone(origin.record.name, plan.clone_path(name), name, State.READY.value, description)]
+
+
+def _running(machine: Machine, inventory: Inventory) -> Owned:
+    uuid = machine.storage.layout().running.uuid
+    return next(owned for owned in inventory.owned if owned.record.uuid == uuid)
+
+
+def plan_destroy(machine: Machine, inventory: Inventory, wanted: Sequence[str]) -> list[Step]:
+    """Destroy each of *wanted*, or refuse them all for the first that must stay."""
+    kept = protection(machine, inventory)
+    lost = {record.name for record in inventory.missing}
+    for name in wanted:
+        if name in lost:
+            continue
+        owned = inventory.find(name)
+        if not owned.volume.path:
+            raise errors.Refused(
+                f"{name} is the top level of the file system, which holds everything else, and cannot be destroyed"
+            )
+        why = retention.why_kept(owned.record, kept)
+        if why:
+            raise errors.Refused(f"{name} is not destroyed: {why}", "activate another, unpin, unmount or recover first")
+    return [Destroy(name) for name in wanted]
+
+
+def plan_activate(machine: Machine, inventory: Inventory, name: str, temporary: bool) -> list[Step]:
+    """Make *name* boot next."""
+    owned = find_environment(inventory, name)
+    if owned.record.state is not State.READY:
+        raise errors.Refused(f"{name} is not complete ({owned.record.state.value})", "snap-upgrade destroy " + name)
+    following = machine.storage.boots_next()
+    try:
+        armed, is_known = _return_name(machine, inventory), True
+    except errors.StateDamaged:
+        armed, is_known = "", False  # an activation writes it anew, or removes it
+    if is_known and following and following.uuid == owned.record.uuid and temporary == bool(armed):
+        raise errors.NothingToDo(f"{name} boots next already")
+    previous = inventory.by_uuid(following.uuid) if following else None
+    if previous is None:
+        raise errors.Refused("what boots next is not an environment that snap-upgrade knows", "snap-upgrade status")
+    back = (armed or previous.record.name) if temporary else ""
+    if back == name:
+        back = ""  # a boot into what boots anyway afterwards is no detour
+    return [Activate(name, previous.record.name, back, armed)]
+
+
+def _return_name(machine: Machine, inventory: Inventory) -> str:
+    """Return the environment that an earlier ``activate -t`` goes back to, or nothing."""
+    pointer = temporary_return(machine)
+    first = inventory.by_uuid(pointer[1]) if pointer else None
+    return first.record.name if first else ""
+
+
+def plan_rename(machine: Machine, inventory: Inventory, old: str, new: str) -> list[Step]:
+    """Call the environment *old* by the name *new*."""
+    names.check_name(new)
+    find_environment(inventory, old)
+    if new in inventory.names():
+        raise errors.UsageError(f"there is an environment {new!r} already", "choose another name")
+    return [Rename(old, new)]
+
+
+def plan_mount(machine: Machine, inventory: Inventory, name: str, target: Path, read_only: bool) -> list[Step]:
+    """Mount *name* at the directory *target*."""
+    owned = inventory.find(name)
+    there = machine.storage.mounted_at(owned.record.uuid)
+    if target in there:
+        raise errors.NothingToDo(f"{name} is mounted at {target} already")
+    return [Mount(name, str(target), read_only or owned.record.kind is Kind.SNAPSHOT)]
+
+
+def plan_unmount(machine: Machine, inventory: Inventory, which: str) -> list[Step]:
+    """Unmount the environment *which*, a name or a directory, from everywhere it is mounted but ``/``."""
+    steps: list[Step] = []
+    for owned in inventory.owned:
+        for place in machine.storage.mounted_at(owned.record.uuid):
+            is_meant = which == owned.record.name or Path(which) == place
+            if is_meant and place not in {Path("/"), machine.root}:
+                steps.append(Unmount(owned.record.name, str(place)))
+    if not steps:
+        raise errors.NothingToDo(f"no environment is mounted as {which}")
+    return steps
+
+
+def plan_describe(inventory: Inventory, name: str, field: str, value: str) -> list[Step]:
+    """Set the description or the pin of *name*."""
+    record = inventory.find(name).record
+    old = ("yes" if record.pinned else "no") if field == "pinned" else record.description
+    if old == value:
+        raise errors.NothingToDo(f"{name} is so already")
+    return [Describe(name, field, value, old)]
+
+
+def plan_rollback(machine: Machine, inventory: Inventory, which: str) -> list[Step]:
+    """Go back: to the environment *which*, to before the transaction of that number, or to before the ``last`` one."""
+    following = machine.storage.boots_next()
+    previous = inventory.by_uuid(following.uuid) if following else None
+    if previous is None:
+        raise errors.Refused("what boots next is not an environment that snap-upgrade knows", "snap-upgrade status")
+    if which not in {"", "last"} and not which.isdecimal():
+        return plan_activate(machine, inventory, which, False)
+    ident = which if which.isdecimal() else _last_restorable(inventory)
+    name = plan.way_back_name(ident)
+    known = {owned.record.name: owned for owned in inventory.owned}
+    if name in known and previous.record.name == name:
+        raise errors.NothingToDo(f"{name} boots next already")
+    if name in known and _was_used(known[name]) and plan.snapshot_name(ident) in known:
+        name = names.fresh_name(name, inventory.names())  # what was booted or written to is no longer the state before
+    has_clone = name in known
+    if not has_clone:
+        inventory.find(plan.snapshot_name(ident))
+    return plan.rollback(ident, name, has_clone, previous.record.name, _return_name(machine, inventory))
+
+
+def _was_used(owned: Owned) -> bool:
+    """Whether anything was written in the volume since it was made."""
+    return owned.volume.generation > owned.volume.created_generation
+
+
+def _last_restorable(inventory: Inventory) -> str:
+    snapshots = {
+        int(owned.record.transaction)
+        for owned in inventory.owned
+        if owned.record.transaction
+        and owned.record.name
+        in {plan.snapshot_name(owned.record.transaction), plan.way_back_name(owned.record.transaction)}
+    }
+    if not snapshots:
+        raise errors.NotFound("there is no transaction to go back before", "snap-upgrade history")
+    return str(max(snapshots))
+
+
+def plan_cancel(machine: Machine, inventory: Inventory) -> list[Step]:
+    """Let the running environment boot next again, and destroy the pending one if an image-update made it.
+
+    What is kept as a way back, what the user made and what is pinned stays.
+    """
+    running = _running(machine, inventory)
+    following = machine.storage.boots_next()
+    if following is not None and following.uuid == running.record.uuid:
+        raise errors.NothingToDo("nothing is pending: the running environment boots next")
+    pending = inventory.by_uuid(following.uuid) if following else None
+    previous = pending.record.name if pending else ""
+    steps: list[Step] = [Activate(running.record.name, previous, "", _return_name(machine, inventory))]
+    if pending is None or not _is_from_update(machine, pending.record):
+        return steps
+    kept = replace(protection(machine, inventory), next=running.record.uuid, default=running.record.uuid)
+    is_loose = not pending.record.adopted and retention.why_kept(pending.record, kept) is None
+    if is_loose:
+        steps.append(Destroy(pending.record.name))
+        snapshot = plan.snapshot_name(str(pending.record.transaction))
+        if any(owned.record.name == snapshot for owned in inventory.owned):
+            steps.append(Destroy(snapshot))
+    return steps
+
+
+def _is_from_update(machine: Machine, record: Record) -> bool:
+    try:
+        return record.transaction is not None and journal.read(machine.state, record.transaction).flow == "image-update"
+    except (errors.NotFound, errors.StateDamaged):
+        return False  # nobody can say who made it: it stays
+
+
+def choose_prune(machine: Machine, inventory: Inventory) -> list[Choice]:
+    """Return the fate of every record and its reason."""
+    records = [owned.record for owned in inventory.owned if owned.record.kind is not Kind.PART]
+    free = machine.storage.space().available
+    return retention.prune(records, protection(machine, inventory), machine.config.limits(), time.time(), free)
+
+
+def plan_prune(machine: Machine, inventory: Inventory) -> list[Step]:
+    """Destroy what retention gives up."""
+    chosen = [choice for choice in choose_prune(machine, inventory) if choice.is_pruned]
+    if not chosen:
+        raise errors.NothingToDo("nothing to prune")
+    return [Destroy(choice.record.name) for choice in chosen]
+
+
+def plan_boot(machine: Machine, inventory: Inventory) -> list[Step]:
+    """Return what a boot has to put right: return from ``activate -t``, and let nested subvolumes follow the root."""
+    running = _running(machine, inventory)
+    # First, for an exchange moves the running root, and with it the places that these steps name.
+    steps = _carried(machine, inventory, running)
+    pointer = temporary_return(machine)
+    if pointer is not None and pointer[0] == running.record.uuid:
+        back = inventory.by_uuid(pointer[1])
+        if back is not None:
+            steps.append(Activate(back.record.name, running.record.name, "", back.record.name))
+    return steps
+
+
+def _carried(machine: Machine, inventory: Inventory, running: Owned) -> list[Step]:
+    """Return a move for every nested subvolume that nobody cloned and that lies in another environment of ours.
+
+    The running root has an empty directory in its place; were it left behind, its data would seem lost.
+    """
+    steps: list[Step] = []
+    taken: set[str] = set()
+    for owned in reversed(inventory.owned):
+        if owned.record.kind is not Kind.ENVIRONMENT or owned.record.uuid == running.record.uuid:
+            continue
+        if machine.storage.mounted_at(owned.record.uuid):
+            continue
+        for nested in machine.storage.nested(owned.record.uuid):
+            if inventory.by_uuid(nested.uuid) is not None or nested.path.startswith(f"{plan.STATE}/kept/"):
+                continue
+            relative = str(PurePosixPath(nested.path).relative_to(owned.volume.path))
+            target = f"{running.volume.path}/{relative}" if running.volume.path else relative
+            if target not in taken and _is_placeholder(machine, running.record.uuid, relative):
+                taken.add(target)
+                steps.append(CarryNested(nested.uuid, nested.path, target))
+    return steps
+
+
+def _is_placeholder(machine: Machine, uuid: str, relative: str) -> bool:
+    with machine.storage.opened(uuid) as root:
+        return awaits_nested(root, relative)
+
+
+# --- doing
+
+
+def execute(machine: Machine, flow: str, command: str, planner: Planner, needs_layout: bool = True) -> list[Step]:
+    """Plan under the lock and run it; return what was done, empty if there was nothing."""
+    enter = ready if needs_layout else ready_at
+    with enter(machine, command) as engine:
+        adopt(machine)
+        inventory = survey(machine)
+        steps = planner(machine, inventory)
+        if steps:
+            engine.simple(flow, steps, command)
+        return steps
+
+
+def preview(machine: Machine, planner: Planner) -> list[Step]:
+    """Return what would be done, as ``-n`` shows it. Takes no lock and writes nothing."""
+    return planner(machine, survey(machine))
+
+
+def exclusive_engine(machine: Machine) -> Engine:
+    """Return an engine for callers that hold their own lock (recover)."""
+    return Engine(machine)
+
+
+def summary(record: Record) -> dict[str, Any]:
+    """Return *record* as scripts read it."""
+    return {
+        "name": record.name,
+        "uuid": record.uuid,
+        "kind": record.kind.value,
+        "created": record.created,
+        "origin": record.origin,
+        "transaction": record.transaction,
+        "state": record.state.value,
+        "adopted": record.adopted,
+        "pinned": record.pinned,
+        "description": record.description,
+        "path": record.path,
+    }

@@ -1,0 +1,121 @@
+"""Files that survive a power cut, and locks that die with their holder.
+
+The rule: a reader sees the old content or the new, never a mixture; what this returns from is on disk.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from snap_upgrade.core.errors import Locked
+from snap_upgrade.system import failpoint
+
+TEMPORARY = ".new"
+RECOVERY = "snap-upgrade recover"
+UNNAMED = "another snap-upgrade"  # it has the lock since an instant, and has not said who it is
+_POLL_S = 0.05
+
+
+def sync_dir(path: Path) -> None:
+    """Make the entries of the folder *path* durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of *data*, however short the single writes come out."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def write_durable(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replace the content of *path* by *data*: temporary file, fsync, rename, fsync of the folder.
+
+    On an error the temporary file is gone, and the old content stays unless it was the last call that failed: then the
+    new content is there and may not survive a power cut.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    failpoint.reach("write.before")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        try:
+            write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        failpoint.reach("write.written")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    failpoint.reach("write.renamed")
+    sync_dir(path.parent)
+    failpoint.reach("write.after")
+
+
+def remove_durable(path: Path) -> None:
+    """Remove *path*, which may be gone already, durably."""
+    failpoint.reach("remove.before")
+    path.unlink(missing_ok=True)
+    sync_dir(path.parent)
+    failpoint.reach("remove.after")
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed writers left in *folder*."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    for name in names:
+        writer = name.removesuffix(TEMPORARY).rpartition(".")[2]
+        is_ours = name.startswith(".") and name.endswith(TEMPORARY) and writer.isdecimal()
+        if is_ours and (int(writer) == os.getpid() or not os.path.exists(f"/proc/{writer}")):
+            remove_durable(folder / name)
+
+
+def lock(path: Path, holder: str, patience_s: float = 0.0) -> int:
+    """Lock the file *path* exclusively, write *holder* into it for those who find it taken, return the descriptor.
+
+    Raises Locked if another process has it; a recovery is waited for up to *patience_s*: one is begun after every
+    failed operation, and the user who types the command that was printed must not be turned away by it.
+    The lock ends when the descriptor is closed, also by our death.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    deadline = time.monotonic() + patience_s
+    try:
+        while (other := _try_lock(descriptor)) is not None:
+            if not other.startswith((RECOVERY, UNNAMED)) or time.monotonic() > deadline:
+                raise Locked(f"{other} is at work", "wait until it is done, or look at 'snap-upgrade status'")
+            time.sleep(_POLL_S)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{holder} (process {os.getpid()})\n".encode(), 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _try_lock(descriptor: int) -> str | None:
+    """Return None with the lock held, or who has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or UNNAMED
+    return None
+
+
+@contextmanager
+def locked(path: Path, holder: str, patience_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock file *path*; see `lock`."""
+    descriptor = lock(path, holder, patience_s)
+    try:
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""`make demo`: the main job in front of the reader, on a disposable machine."""
