@@ -49,5 +49,6 @@ clean:
 .ONESHELL:
 define LINT
 "$$python" -m ruff check
+"$$python" -m ruff format --check
 "$$python" -m mypy
 endef

@@ -25,7 +25,7 @@ apt-get -q update
 exec apt-get -q -y -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold dist-upgrade
 """
 Check = Callable[[Path, Cost], None]
-_POSTINST = "#!/bin/sh\nset -e\ntest \"$1\" = configure\nmkdir -p /var/lib/bench\ntouch /var/lib/bench/done\n"
+_POSTINST = '#!/bin/sh\nset -e\ntest "$1" = configure\nmkdir -p /var/lib/bench\ntouch /var/lib/bench/done\n'
 
 
 def packages(version: str, small: int, files: int) -> list[Deb]:

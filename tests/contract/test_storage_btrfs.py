@@ -200,8 +200,12 @@ GIB = 1 << 30
         # RAID1: half
         ([(17, 8 * GIB, 2 * GIB), (20, 4 * GIB, 0)], [(50 * GIB, 12 * GIB)] * 2, 10**15, 44 * GIB),
         # half of it free, but the kernel keeps that half for itself
-        ([(1, 8 * GIB, 2 * GIB), (36, GIB, GIB // 2), (1 << 49, GIB // 2, 0)],
-         [(100 * GIB, 10 * GIB)], 10**15, 94 * GIB),
+        (
+            [(1, 8 * GIB, 2 * GIB), (36, GIB, GIB // 2), (1 << 49, GIB // 2, 0)],
+            [(100 * GIB, 10 * GIB)],
+            10**15,
+            94 * GIB,
+        ),
         # no chunk for metadata left
         ([(1, 8 * GIB, 2 * GIB), (36, GIB, GIB)], [(10 * GIB, 10 * GIB)], 10**15, 0),
         # Linux knows better
@@ -227,4 +231,3 @@ def test_a_comparison_costs_what_changed_not_what_is_there(case: Case) -> None:
         os.close(fd)
     assert os.fstat(out).st_size < 2000
     os.close(out)
-

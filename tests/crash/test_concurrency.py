@@ -79,9 +79,7 @@ def held(world: World, flow: str, point: str) -> Iterator[int]:
 
 @pytest.mark.parametrize("point", ["journal.create.empty", "packages.file", "action.clone.made", "journal.end.before"])
 @pytest.mark.parametrize("second", ["image-update", "activate", "create-second", "recover", "prune", "live"])
-def test_whoever_comes_second_is_turned_away_with_exit_10(
-    point: str, second: str, disks: Disks, work: Path
-) -> None:
+def test_whoever_comes_second_is_turned_away_with_exit_10(point: str, second: str, disks: Disks, work: Path) -> None:
     with started(disks("exchange", "create"), "exchange", work) as world:
         with held(world, "image-update", point):
             ended = world.run(second)
@@ -180,5 +178,3 @@ def read_until_closed(machine: Machine, go: int) -> int:
                 return 0
         except BlockingIOError:
             continue
-
-

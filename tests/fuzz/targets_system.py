@@ -31,9 +31,7 @@ DEEP = b"[" * 100_000  # more than any reader of JSON goes down
 
 
 def _command(number: int, *paths: bytes) -> bytes:
-    body = b"".join(
-        struct.pack("<HH", kind, len(path)) + path for kind, path in zip((15, 16), paths, strict=False)
-    )
+    body = b"".join(struct.pack("<HH", kind, len(path)) + path for kind, path in zip((15, 16), paths, strict=False))
     return struct.pack("<IHI", len(body), number, 0) + body
 
 

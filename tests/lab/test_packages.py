@@ -156,7 +156,9 @@ def test_a_third_party_is_not_taken_for_the_mirror() -> None:
 
 
 def test_a_list_of_mirrors_is_followed_to_its_first(tmp_path: Path) -> None:
-    (tmp_path / "mirrors").write_text("# cloud image\nhttp://first.example/debian\thost:first\nhttp://second.example/d\n")
+    (tmp_path / "mirrors").write_text(
+        "# cloud image\nhttp://first.example/debian\thost:first\nhttp://second.example/d\n"
+    )
     found = roots.parse_list(f"deb mirror+file:{tmp_path}/mirrors bookworm main\n")
     assert [source.uri for source in found] == ["http://first.example/debian"]
 

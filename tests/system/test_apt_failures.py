@@ -5,6 +5,7 @@ The one rule: a machine of its own for each case, and what is expected is the fa
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -54,16 +55,14 @@ class Transaction:
 
 
 def settle(machine: Machine) -> None:
-    """Return when no watcher (and no recovery that it became) is left. They are children of PID 1."""
-    children = Path(f"/proc/{machine.init_pid}/task/{machine.init_pid}/children").read_text().split()
-    for child in map(int, children):
-        try:
-            line = Path(f"/proc/{child}/cmdline").read_bytes()
-            if b"apt-hook" in line or b"snap-upgrade" in line:
-                process = os.pidfd_open(child)
-                assert select.select([process], [], [], 60)[0], f"process {child} of ours does not end: {line!r}"
-        except (FileNotFoundError, ProcessLookupError):
-            continue
+    """Return when no process of ours is left: hook, watcher, or the recovery that it became."""
+    while found := machine.pids(b"apt-hook", b"snap-upgrade"):
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                process = os.pidfd_open(pid)
+                ended = select.select([process], [], [], 60)[0]
+                os.close(process)
+                assert ended, f"process {pid} of ours does not end"
 
 
 def transactions(machine: Machine) -> list[Transaction]:
@@ -171,8 +170,7 @@ def hang(m: Machine, *, pty: bool = False, debs: tuple[Deb, ...] = (), name: str
 
 
 def watchers(m: Machine) -> list[int]:
-    children = Path(f"/proc/{m.init_pid}/task/{m.init_pid}/children").read_text().split()
-    return [int(child) for child in children if b"apt-hook" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return m.pids(b"apt-hook")
 
 
 def what_it_waits_for(watcher: int) -> list[str]:

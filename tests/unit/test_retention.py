@@ -64,9 +64,7 @@ def test_what_must_stay_stays_whatever_the_clock_says(
 
 
 @given(lists, protections, limits, st.sampled_from([0, 1000]))
-def test_the_newest_of_each_kind_stays(
-    records: list[Record], protection: Protection, limit: Limits, free: int
-) -> None:
+def test_the_newest_of_each_kind_stays(records: list[Record], protection: Protection, limit: Limits, free: int) -> None:
     pruned = gone(records, protection, limit, free)
     for kind in (Kind.SNAPSHOT, Kind.ENVIRONMENT):
         of_kind = [one.uuid for one in records if one.kind is kind]

@@ -264,9 +264,7 @@ class Apt:
             raise cls(f"cannot {what}: {_ENDED[done.end]}; nothing was changed")
         return done
 
-    def _work(
-        self, root: Root, argv: list[str], file: BinaryIO, progress: Progress, env: dict[str, str]
-    ) -> Finished:
+    def _work(self, root: Root, argv: list[str], file: BinaryIO, progress: Progress, env: dict[str, str]) -> Finished:
         def hear(line: str) -> None:
             file.write(f"{line}\n".encode("utf-8", "surrogateescape"))
             progress.line(line)
@@ -274,9 +272,7 @@ class Apt:
         file.write(f"# {shlex.join(argv)}\n".encode("utf-8", "surrogateescape"))
         # dpkg is to take its own lock only: the front end's is ours.
         env = {**env, "DPKG_FRONTEND_LOCKED": "true"} if argv[0] == _APT[0] else env
-        done = chroot.run(
-            root, argv, listener=Listener(hear, progress.hear, _KEPT_LINES), env=env, limits=self.limits
-        )
+        done = chroot.run(root, argv, listener=Listener(hear, progress.hear, _KEPT_LINES), env=env, limits=self.limits)
         if done.left_running:
             file.write(f"# ended what was left running: {', '.join(done.left_running)}\n".encode(errors="replace"))
         file.write(f"# exit status {done.status}, {done.end.value}\n".encode())

@@ -82,9 +82,7 @@ def volume_numbers(fd: int) -> set[int]:
     return roots - orphans
 
 
-def _root_keys(
-    fd: int, low: tuple[int, int, int], high: tuple[int, int, int]
-) -> Iterator[tuple[int, int, int]]:
+def _root_keys(fd: int, low: tuple[int, int, int], high: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:
     """Yield the keys of the tree of roots from *low* to *high*."""
     while items := kernel.tree_search(fd, 1, low, high):
         for number, kind, offset, _transid, _data in items:

@@ -19,9 +19,7 @@ LOGS = (HISTORY, TERM, DPKG)
 MOST = 16 << 20  # of one log; the end counts
 
 
-def positions(
-    root: int, config: dict[str, str] | None = None, places: dict[str, str] | None = None
-) -> dict[str, Any]:
+def positions(root: int, config: dict[str, str] | None = None, places: dict[str, str] | None = None) -> dict[str, Any]:
     """Return inode and size of each log below the open folder *root*; a log that is not there yet is at [0, 0].
 
     *places* says where a log really is, for a root whose links must not be followed as ours. *config* is apt's own:
