@@ -292,7 +292,8 @@ class Machine:
         """
         inside = os.readlink(f"/proc/{self.init_pid}/ns/pid")
         found = []
-        for name in filter(str.isdecimal, os.listdir("/proc")):
+        # PID 1 is the laboratory's own, and the path of the Python that runs it may have any name in it.
+        for name in {one for one in os.listdir("/proc") if one.isdecimal()} - {str(self.init_pid)}:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 line = Path(f"/proc/{name}/cmdline").read_bytes()
                 if any(mark in line for mark in marks) and os.readlink(f"/proc/{name}/ns/pid") == inside:

@@ -95,6 +95,10 @@ def test_orphans_are_adopted_and_buried(m: Machine) -> None:
     m.run(["sh", "-c", f"kill -9 {pid}; while kill -0 {pid}; do :; done"], timeout=20)
 
 
+def test_pid_1_is_the_laboratorys_own_and_no_program_that_is_looked_for(m: Machine) -> None:
+    assert m.pids(b"init.py") == []
+
+
 def test_an_orphan_that_holds_the_pipe_does_not_delay_the_result(m: Machine) -> None:
     assert m.run(["sh", "-c", "sleep 1000 & echo over"], timeout=20).stdout == "over\n"
 
