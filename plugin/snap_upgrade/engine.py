@@ -314,7 +314,7 @@ class Engine:
         try:
             yield
         finally:
-            os.close(lock)
+            files.unlock(lock)
 
     def refuse_if_busy(self) -> None:
         """Raise Locked if a package operation is under way, InterruptedWork if one stays open."""

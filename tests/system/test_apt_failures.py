@@ -302,7 +302,7 @@ def test_a_command_at_work_is_named_and_waited_for_by_nobody(m: Machine) -> None
     m.run([*INSTALL, "a"])
     lock = "import fcntl,sys; f=open(sys.argv[1],'r+'); fcntl.flock(f,fcntl.LOCK_EX); f.truncate(0); "
     lock += (
-        "f.write('snap-upgrade image-update (process 7)\\n'); f.flush(); print('held', flush=True); sys.stdin.read()"
+        "f.write('snap-upgrade image-update (process 1)\\n'); f.flush(); print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", lock, str(m.top / ".snap-upgrade/lock")],
@@ -313,7 +313,7 @@ def test_a_command_at_work_is_named_and_waited_for_by_nobody(m: Machine) -> None
         assert holder.stdin
         holder.stdin.close()
     assert result.returncode == 100
-    assert "snap-upgrade: locked by snap-upgrade image-update (process 7): refusing the transaction" in result.output
+    assert "snap-upgrade: locked by snap-upgrade image-update (process 1): refusing the transaction" in result.output
     assert len(transactions(m)) == 1
 
 
@@ -385,7 +385,7 @@ def test_a_slow_hook_is_stopped_by_its_own_time_limit(m: Machine) -> None:
     path = m.top / ".snap-upgrade/lock"
     with path.open("r+") as file:
         file.truncate(0)
-        file.write("the hook of apt-get (process 7)\n")
+        file.write("the hook of apt-get (process 1)\n")
         file.flush()
         with subprocess.Popen([sys.executable, "-c", lock], stdin=file, stdout=subprocess.PIPE, text=True) as holder:
             assert holder.stdout and holder.stdout.readline() == "held\n"

@@ -348,8 +348,10 @@ def test_a_name_that_a_shell_would_misread_is_just_a_name(m: Machine, name: str)
 
 
 def test_a_writer_is_refused_while_another_works_and_readers_do_not_wait(m: Machine) -> None:
-    with open(m.top / STATE / "lock", "rb") as lock:
+    with open(m.top / STATE / "lock", "r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("snap-upgrade image-update (process 1)\n")
+        lock.flush()
         before = everything(m)
         for words in (["create", "x"], ["destroy", "-y", "base"], ["activate", "base"], ["mount", "base"], ["recover"],
                       ["pin", "base"], ["rename", "base", "x"], ["rollback", "base"]):  # fmt: skip

@@ -64,10 +64,8 @@ def lock(state: int, holder: str) -> int:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            other = os.pread(fd, 200, 0).decode(errors="replace").strip() or "another snap-upgrade"
-            raise Locked(other) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{holder} (process {os.getpid()})\n".encode(), 0)
+            raise Locked(kernel.read_holder(fd) or "another snap-upgrade") from None
+        kernel.write_holder(fd, holder)
     except BaseException:
         os.close(fd)
         raise

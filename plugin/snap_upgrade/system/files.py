@@ -9,11 +9,11 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from snap_upgrade.core.errors import Locked
-from snap_upgrade.system import failpoint
+from snap_upgrade.system import failpoint, kernel
 
 TEMPORARY = ".new"
 RECOVERY = "snap-upgrade recover"
@@ -84,8 +84,9 @@ def lock(path: Path, holder: str, patience_s: float = 0.0) -> int:
     """Lock the file *path* exclusively, write *holder* into it for those who find it taken, return the descriptor.
 
     Raises Locked if another process has it; a recovery is waited for up to *patience_s*: one is begun after every
-    failed operation, and the user who types the command that was printed must not be turned away by it.
-    The lock ends when the descriptor is closed, also by our death.
+    failed operation, and the user who types the command that was printed must not be turned away by it. So is one who
+    has not said who it is: it has the lock since an instant, or is a hook that closes an operation.
+    The lock ends with `unlock`, when the descriptor is closed, also by our death.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     deadline = time.monotonic() + patience_s
@@ -94,8 +95,8 @@ def lock(path: Path, holder: str, patience_s: float = 0.0) -> int:
             if not other.startswith((RECOVERY, UNNAMED)) or time.monotonic() > deadline:
                 raise Locked(f"{other} is at work", "wait until it is done, or look at 'snap-upgrade status'")
             time.sleep(_POLL_S)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{holder} (process {os.getpid()})\n".encode(), 0)
+        failpoint.reach("lock.taken")
+        kernel.write_holder(descriptor, holder)
     except BaseException:
         os.close(descriptor)
         raise
@@ -107,8 +108,17 @@ def _try_lock(descriptor: int) -> str | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or UNNAMED
+        return kernel.read_holder(descriptor) or UNNAMED
     return None
+
+
+def unlock(descriptor: int) -> None:
+    """Give a lock up, the text first: whoever has it next must not be taken for us before it says who it is."""
+    try:
+        with suppress(OSError):  # a file system that takes no more writes: the work is done, and its end was told
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -118,4 +128,4 @@ def locked(path: Path, holder: str, patience_s: float = 0.0) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(descriptor)
+        unlock(descriptor)

@@ -33,6 +33,7 @@ _SUBVOL_RDONLY = 1 << 1
 _SUBVOL_BY_ID = 1 << 4
 _ROOT_RDONLY = 1
 _NAME_MAX = 255
+_HOLDER_MOST = 150  # characters of who has a lock, which may be a command line
 
 
 def _ioctl_number(direction: int, number: int, size: int, group: int = 0x94) -> int:
@@ -534,6 +535,26 @@ def process_start(pid: int) -> int:
     if state in (b"Z", b"X"):
         raise ProcessLookupError(errno.ESRCH, "the process has ended", f"process {pid}")
     return start
+
+
+def write_holder(lock: int, holder: str) -> None:
+    """Write into the open lock file *lock*, which we have locked, that *holder*, in this process, has it."""
+    os.ftruncate(lock, 0)
+    shown = holder if len(holder) <= _HOLDER_MOST else holder[: _HOLDER_MOST - 1] + "…"
+    os.pwrite(lock, f"{shown} (process {os.getpid()})\n".encode(errors="backslashreplace"), 0)
+
+
+def read_holder(lock: int) -> str:
+    """Return who says in the open lock file *lock* that he has it; empty where the text is of a process that is gone.
+
+    A holder that was killed leaves its text, and whoever has the lock next has not replaced it yet.
+    """
+    text = os.pread(lock, 4096, 0).decode(errors="replace").strip()
+    number = text.rpartition("(process ")[2].removesuffix(")")
+    try:
+        return text if is_number(number) and process_start(int(number)) else ""
+    except OSError:
+        return ""
 
 
 def stat_fields(text: bytes) -> tuple[bytes, int]:
