@@ -60,8 +60,23 @@ class Command:
     aliases: tuple[str, ...] = ()
 
 
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help that reads the same on every Python: 3.13 names the value once, the older ones after every name."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that raises instead of printing and leaving: errors are shown in one place, also as JSON."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        # From 3.14 on argparse paints its help, and knows nothing of our --color.
+        self.color = False
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
@@ -74,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Formatter,
         allow_abbrev=False,
     )
     _add_globals(parser, is_top=True)
@@ -86,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
             help=command.help,
             description=command.description,
             epilog=f"{command.epilog}\n\n{EXIT_CODES}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=Formatter,
             allow_abbrev=False,
         )
         command.add(sub)
