@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, assert_never
 
 from snap_upgrade.boot import BootLoader
@@ -34,6 +33,7 @@ from snap_upgrade.core.steps import (
     Unmount,
     inverse,
 )
+from snap_upgrade.nested import carry, clone_parts, destroy_parts, is_part, move_nested, take_parts
 from snap_upgrade.packages import PackageManager
 from snap_upgrade.records import Inventory, Records
 from snap_upgrade.storage import Storage
@@ -41,7 +41,6 @@ from snap_upgrade.system import failpoint, files
 
 POINTER = "pointer.json"
 RUN = Path("/run/snap-upgrade")
-PLACE = "trusted.snap-upgrade.nested"  # marks the empty directory that a nested volume left when it was carried away
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +98,7 @@ def do(step: Step, machine: Machine, transaction: str) -> dict[str, Any]:
             if Path(target) in machine.storage.mounted_at(uuid):
                 machine.storage.unmount(Path(target))
         case CarryNested():
-            _carry(step, machine)
+            carry(step, machine)
         case Packages():
             raise InternalError("the package manager's step is the flow's own")
         case _:
@@ -121,6 +120,7 @@ def undo(step: Step, machine: Machine, transaction: str) -> None:
     """Take *step* back, however far it came."""
     match step:
         case TakeSnapshot(source=source, path=path):
+            _remove_parts(machine, path)
             _remove_made(machine, path, {source}, transaction)
         case MakeClone(origin=origin, path=path):
             inventory = machine.inventory()
@@ -147,6 +147,15 @@ def _remove_made(machine: Machine, path: str, parents: set[str], transaction: st
     machine.records.drop(volume.uuid)
 
 
+def _remove_parts(machine: Machine, path: str) -> None:
+    """Destroy what was made beside the snapshot at *path*."""
+    gone = destroy_parts(machine, path, is_undo=True)
+    if gone:
+        machine.storage.sync()
+    for uuid in gone:
+        machine.records.drop(uuid)
+
+
 def _forget_destroyed(machine: Machine, path: str, transaction: str) -> None:
     """Drop what *transaction* recorded at *path* and inside, where a crash came between volume and record."""
     for record in machine.inventory().missing:
@@ -157,7 +166,12 @@ def _forget_destroyed(machine: Machine, path: str, transaction: str) -> None:
 def _snapshot(step: TakeSnapshot, machine: Machine, transaction: str) -> dict[str, Any]:
     volume = machine.storage.snapshot(step.source, step.path)
     failpoint.reach("action.snapshot.made")
-    _record(machine, volume, Kind.SNAPSHOT, step.name, State.READY, transaction, step.source)
+    # Before anything is written: as near to the same instant as can be.
+    parts = take_parts(machine, step.source, step.path)
+    machine.records.enrol(volume, Kind.SNAPSHOT, step.name, State.READY, transaction, step.source)
+    for relative, part in parts:
+        failpoint.reach("action.part.record")
+        machine.records.enrol(part, Kind.PART, f"{step.name}/{relative}", State.READY, transaction, part.parent_uuid)
     return {"uuid": volume.uuid}
 
 
@@ -165,8 +179,7 @@ def _clone(step: MakeClone, machine: Machine, transaction: str) -> dict[str, Any
     origin = machine.inventory().find(step.origin)
     volume = machine.storage.clone(origin.volume.uuid, step.path)
     failpoint.reach("action.clone.made")
-    _record(
-        machine,
+    machine.records.enrol(
         volume,
         Kind.ENVIRONMENT,
         step.name,
@@ -175,65 +188,8 @@ def _clone(step: MakeClone, machine: Machine, transaction: str) -> dict[str, Any
         origin.record.uuid,
         step.description,
     )
-    source = origin.record.origin if origin.record.kind is Kind.SNAPSHOT else origin.record.uuid
-    if source is not None and machine.config.clone_nested:
-        _clone_nested(machine, volume, source, step.name, transaction)
+    clone_parts(machine, volume, origin, step.name, transaction)
     return {"uuid": volume.uuid}
-
-
-def _record(
-    machine: Machine,
-    volume: Volume,
-    kind: Kind,
-    name: str,
-    state: State,
-    transaction: str,
-    origin: str | None,
-    description: str = "",
-) -> None:
-    known = machine.inventory().by_uuid(volume.uuid)
-    if known is not None and known.record.path == volume.path:
-        return  # this step was done before a crash
-    record = Record(
-        uuid=volume.uuid,
-        kind=kind,
-        name=name,
-        path=volume.path,
-        created=time.time(),
-        origin=origin,
-        transaction=transaction,
-        state=state,
-        description=description,
-    )
-    machine.records.write(record)
-
-
-def _clone_nested(machine: Machine, clone: Volume, source: str, name: str, transaction: str) -> None:
-    volumes = machine.storage.volumes()
-    if source not in volumes:
-        return
-    inside = PurePosixPath(volumes[source].path)
-    for nested in reversed(machine.storage.nested(source)):
-        relative = str(PurePosixPath(nested.path).relative_to(inside))
-        if relative not in machine.config.clone_nested:
-            continue
-        target = f"{clone.path}/{relative}"
-        if machine.storage.at(target) is None:
-            _remove_placeholder(machine, clone.uuid, relative)
-        part = machine.storage.clone(nested.uuid, target)
-        failpoint.reach("action.nested.made")
-        _record(machine, part, Kind.PART, f"{name}/{relative}", State.READY, transaction, nested.uuid)
-
-
-def _remove_placeholder(machine: Machine, uuid: str, relative: str) -> bool:
-    """Remove the empty directory that a snapshot has in the place of a nested subvolume; whether the place is free."""
-    with machine.storage.opened(uuid) as root:
-        place = root / relative
-        if _is_through_link(root, relative):
-            return False
-        if _is_empty(root, relative):
-            os.rmdir(place)
-        return place.parent.is_dir() and not os.path.lexists(place)
 
 
 def _activate(step: Activate, machine: Machine) -> None:
@@ -276,7 +232,7 @@ def settle_places(machine: Machine, uuids: set[str]) -> None:
         inventory = machine.inventory()
         for part in machine.storage.nested(uuid):
             known = inventory.by_uuid(part.uuid)
-            if known is not None and _is_part(inventory, part):
+            if known is not None and is_part(inventory, part):
                 machine.records.update(known.record, path=part.path)
 
 
@@ -303,22 +259,8 @@ def promote(step: Promote, machine: Machine, good: str, failed: str) -> None:
         old.record, name=step.good, state=State.FAILED, path=old.volume.path, pinned=False, adopted=False
     )
     failpoint.reach("action.promote.recorded")
-    _move_nested(machine, old.volume, new.volume)
+    move_nested(machine, old.volume, new.volume)
     settle_places(machine, {failed})
-
-
-def _move_nested(machine: Machine, source: Volume, target: Volume) -> None:
-    """Move the nested volumes that nobody cloned from *source* to their empty places in *target*.
-
-    What the failed attempt itself made has no such place and stays.
-    """
-    inventory = machine.inventory()
-    nested = machine.storage.nested(source.uuid)
-    for one in _outermost(inventory, nested):
-        relative = str(PurePosixPath(one.path).relative_to(source.path))
-        if _remove_placeholder(machine, target.uuid, relative):
-            machine.storage.rename(one.uuid, f"{target.path}/{relative}")
-            failpoint.reach("action.promote.carried")
 
 
 def destroy(machine: Machine, name: str) -> dict[str, Any]:
@@ -326,8 +268,7 @@ def destroy(machine: Machine, name: str) -> dict[str, Any]:
     inventory = machine.inventory()
     for record in inventory.missing:
         if record.name == name:
-            _drop_parts(machine, record)
-            machine.records.drop(record.uuid)
+            _forget(machine, record)
             return {}
     try:
         owned = inventory.find(name)
@@ -337,9 +278,22 @@ def destroy(machine: Machine, name: str) -> dict[str, Any]:
     following = machine.storage.boots_next()
     if owned.record.uuid == layout.running.uuid or (following and owned.record.uuid == following.uuid):
         raise Refused(f"{name} is running or boots next and cannot be destroyed", "activate another one first")
+    parts = destroy_parts(machine, owned.record.path) if owned.record.kind is Kind.SNAPSHOT else []
     kept = _destroy_tree(machine, owned.volume, is_unborn=owned.record.state is State.BUILDING)
-    machine.records.drop(owned.record.uuid)
+    for uuid in (*parts, owned.record.uuid):
+        machine.records.drop(uuid)
     return {"kept": kept} if kept else {}
+
+
+def _forget(machine: Machine, record: Record) -> None:
+    """Drop *record*, whose volume is gone, and the parts that went with it or still lie beside it."""
+    inside = f"{record.path}/"
+    gone = [one.uuid for one in machine.inventory().missing if one.kind is Kind.PART and one.path.startswith(inside)]
+    if record.kind is Kind.SNAPSHOT:
+        gone += destroy_parts(machine, record.path)
+        machine.storage.sync()
+    for uuid in (*gone, record.uuid):
+        machine.records.drop(uuid)
 
 
 def is_running(machine: Machine, name: str) -> bool:
@@ -359,7 +313,7 @@ def _destroy_tree(machine: Machine, volume: Volume, is_unborn: bool) -> list[str
     ours = [
         one
         for one in inside
-        if _is_part(inventory, one) or (is_unborn and one.created_generation > volume.created_generation)
+        if is_part(inventory, one) or (is_unborn and one.created_generation > volume.created_generation)
     ]
     others = [one for one in inside if one not in ours]
     for nested in inside:
@@ -377,24 +331,6 @@ def _destroy_tree(machine: Machine, volume: Volume, is_unborn: bool) -> list[str
     for nested in ours:
         machine.records.drop(nested.uuid)
     return kept
-
-
-def _is_part(inventory: Inventory, volume: Volume) -> bool:
-    owned = inventory.by_uuid(volume.uuid)
-    return owned is not None and owned.record.kind is Kind.PART
-
-
-def _outermost(inventory: Inventory, nested: list[Volume]) -> list[Volume]:
-    """Return those of *nested* that nobody cloned and that lie in no other such."""
-    others = [one for one in nested if not _is_part(inventory, one)]
-    return [one for one in others if not any(one.path.startswith(f"{outer.path}/") for outer in others)]
-
-
-def _drop_parts(machine: Machine, record: Record) -> None:
-    """Drop the records of the parts that vanished with the environment of *record*."""
-    for part in machine.inventory().missing:
-        if part.kind is Kind.PART and part.path.startswith(f"{record.path}/"):
-            machine.records.drop(part.uuid)
 
 
 def _put_aside(machine: Machine, nested: Volume) -> str:
@@ -423,59 +359,3 @@ def _describe(step: Describe, machine: Machine) -> None:
         machine.records.update(record, description=step.value)
     else:
         raise InternalError(f"a record has no field {step.field}")
-
-
-def _carry(step: CarryNested, machine: Machine) -> None:
-    there = machine.storage.at(step.path)
-    if there is None or there.uuid != step.uuid:
-        volumes = machine.storage.volumes()
-        if step.uuid not in volumes or there is not None:
-            what = f"the nested subvolume {step.source} cannot be moved to {step.path}"
-            raise NeedsPerson(what, "snap-upgrade status")
-        inside, relative = _container(machine, step.path)
-        _remove_placeholder(machine, inside.uuid, relative)
-        machine.storage.rename(step.uuid, step.path)
-        failpoint.reach("action.carry.moved")
-    _leave_place(machine, step.source)
-
-
-def _container(machine: Machine, path: str) -> tuple[Volume, str]:
-    """Return the volume that *path* lies in and the rest of the path inside it."""
-    volumes = machine.storage.volumes().values()
-    outer = [one for one in volumes if path != one.path and (not one.path or path.startswith(f"{one.path}/"))]
-    found = max(outer, key=lambda one: len(one.path))
-    return found, path.removeprefix(f"{found.path}/") if found.path else path
-
-
-def _leave_place(machine: Machine, path: str) -> None:
-    """Leave an empty marked directory where a nested volume was carried away, or it would never find back."""
-    inside, relative = _container(machine, path)
-    if inside.read_only:
-        return
-    with machine.storage.opened(inside.uuid) as root:
-        place = root / relative
-        if not os.path.lexists(place) and place.parent.is_dir():
-            place.mkdir()
-        if _is_empty(root, relative):
-            os.setxattr(place, PLACE, b"1", follow_symlinks=False)
-
-
-def _is_through_link(root: Path, relative: str) -> bool:
-    # Without the last parent, ".": the root itself is a path through /proc/self/fd, which is a link.
-    return any((root / parent).is_symlink() for parent in list(PurePosixPath(relative).parents)[:-1])
-
-
-def _is_empty(root: Path, relative: str) -> bool:
-    """Whether *relative* is an empty directory, reached through no symbolic link."""
-    place = root / relative
-    if _is_through_link(root, relative) or place.is_symlink():
-        return False
-    return place.is_dir() and not any(place.iterdir())
-
-
-def awaits_nested(root: Path, relative: str) -> bool:
-    """Whether *relative* is empty because a nested volume is not there: by Linux's own sign (inode 2) or our mark."""
-    if not _is_empty(root, relative):
-        return False
-    place = root / relative
-    return place.stat().st_ino == 2 or PLACE in os.listxattr(place, follow_symlinks=False)

@@ -48,6 +48,7 @@ from snap_upgrade.core.steps import (
     TakeSnapshot,
     Unmount,
     describe,
+    groups,
     to_json,
 )
 from snap_upgrade.journal import Entries, Journal
@@ -120,11 +121,12 @@ class Transaction:
         """Do the plan; *work* is the package manager's step. On any error all is taken back, then it is raised:
         as FailedUnchanged if it has no exit code of its own."""
         try:
-            for number, step in enumerate(self.journal.entries.steps()):
-                if isinstance(step, Packages):
-                    self._work(number, work)
+            steps = self.journal.entries.steps()
+            for group in groups(steps, range(len(steps))):
+                if isinstance(steps[group[0]], Packages):
+                    self._work(group[0], work)
                 else:
-                    self._do(number, step)
+                    self._do(group, steps)
             signals.hold()  # what is left is short, and half of it would have to be taken back
         except (Exception, KeyboardInterrupt) as error:
             if self.works_on_what_stays():
@@ -194,13 +196,23 @@ class Transaction:
             },
         )
 
-    def _do(self, number: int, step: Step) -> None:
+    def _do(self, group: list[int], steps: list[Step]) -> None:
+        """Do the steps of *group* that are not done, with one write before them, one commit and one write after."""
         entries = self.journal.entries
-        if number in entries.numbers("done"):
-            return
-        if number not in entries.numbers("started"):
-            actions.check(step, self._machine)
-            self.journal.append("started", step=number)
+        done, started = set(entries.numbers("done")), set(entries.numbers("started"))
+        left = [number for number in group if number not in done]
+        fresh = [number for number in left if number not in started]
+        for number in fresh:
+            actions.check(steps[number], self._machine)
+        self.journal.append_all([{"kind": "started", "step": number} for number in fresh])
+        results = [self._perform_noted(number, steps[number]) for number in left]
+        if left:
+            self._settle_noted(left[-1], steps[left[-1]])
+        self.journal.append_all(
+            [{"kind": "done", "step": number, "result": result} for number, result in zip(left, results, strict=True)]
+        )
+
+    def _perform_noted(self, number: int, step: Step) -> dict[str, Any]:
         try:
             failpoint.reach(f"step.{step.kind}.before")
             result = self._perform(step)
@@ -208,7 +220,14 @@ class Transaction:
         except (SnapUpgradeError, OSError) as error:
             self._note_failure(number, error)
             raise
-        self.journal.append("done", step=number, result=result)
+        return result
+
+    def _settle_noted(self, number: int, step: Step) -> None:
+        try:
+            self._settle(step)
+        except (SnapUpgradeError, OSError) as error:
+            self._note_failure(number, error)
+            raise
 
     def _note_failure(self, number: int, error: Exception) -> None:
         try:
@@ -228,11 +247,10 @@ class Transaction:
             result: dict[str, Any] = {}
         else:
             result = actions.do(step, self._machine, self.ident)
-        self._settle(step)
         return result
 
     def _settle(self, step: Step) -> None:
-        """Make what *step* did survive a power cut before the journal says that it is done (or undone)."""
+        """Make what *step* and those before it did survive a power cut before the journal says done (or undone)."""
         if not isinstance(step, Mount | Unmount | Describe):
             self._machine.storage.sync()
 
@@ -269,15 +287,16 @@ class Transaction:
 
     def forward(self) -> None:
         """Do every step that is not done."""
-        for number, step in enumerate(self.journal.entries.steps()):
-            if isinstance(step, Packages):
+        steps = self.journal.entries.steps()
+        for group in groups(steps, range(len(steps))):
+            if isinstance(steps[group[0]], Packages):
                 continue
             try:
-                self._do(number, step)
+                self._do(group, steps)
             except (SnapUpgradeError, OSError) as error:
                 if not isinstance(error, NeedsPerson):
                     raise NeedsPerson(
-                        f"transaction {self.ident} stays open, it could not {describe(step)}: {error}",
+                        f"transaction {self.ident} stays open, it could not {describe(steps[group[0]])}: {error}",
                         "free what it lacks, then run 'snap-upgrade recover'",
                     ) from error
                 raise
@@ -289,13 +308,18 @@ class Transaction:
         if not self.journal.entries.numbers("undoing"):
             now = progress(self.journal.entries)
             left = tuple(sorted((now.started | now.done) - now.undone, reverse=True))
-        for number in left:
-            self.journal.append("undoing", step=number)
-            if not (isinstance(steps[number], Mount | Unmount) and self._is_of_another_boot()):
-                actions.undo(steps[number], self._machine, self.ident)
-                self._settle(steps[number])
-            failpoint.reach(f"undo.{steps[number].kind}.after")
-            self.journal.append("undone", step=number)
+        for group in groups(steps, left):
+            self.journal.append_all([{"kind": "undoing", "step": number} for number in group])
+            for number in group:
+                self._undo(steps[number])
+            self._settle(steps[group[-1]])
+            failpoint.reach(f"undo.{steps[group[-1]].kind}.settled")
+            self.journal.append_all([{"kind": "undone", "step": number} for number in group])
+
+    def _undo(self, step: Step) -> None:
+        if not (isinstance(step, Mount | Unmount) and self._is_of_another_boot()):
+            actions.undo(step, self._machine, self.ident)
+        failpoint.reach(f"undo.{step.kind}.after")
 
 
 class Engine:

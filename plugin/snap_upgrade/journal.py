@@ -15,6 +15,7 @@ from typing import Any
 
 from snap_upgrade.core import wire
 from snap_upgrade.core.errors import NotFound, SnapUpgradeError, StateDamaged
+from snap_upgrade.core.plan import PARTS
 from snap_upgrade.core.steps import Step, from_json
 from snap_upgrade.system import failpoint, files
 
@@ -209,7 +210,13 @@ class Journal:
 
     def append(self, kind: str, **data: Any) -> None:
         """Append a line durably, after cutting off one that a crash tore."""
-        line = {"kind": kind, **data}
+        self.append_all([{"kind": kind, **data}])
+
+    def append_all(self, lines: list[dict[str, Any]]) -> None:
+        """Append *lines*, of one kind, in one durable write. A crash may leave the first of them, and none half."""
+        if not lines:
+            return
+        kind = lines[0]["kind"]
         failpoint.reach(f"journal.{kind}.before")
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         try:
@@ -218,11 +225,11 @@ class Journal:
             _, good = parse(content, self.path.name)
             if good != size:
                 os.ftruncate(descriptor, good)
-            files.write_all(descriptor, wire.line(line))
+            files.write_all(descriptor, b"".join(wire.line(line) for line in lines))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        self.entries.lines.append(line)
+        self.entries.lines += lines
         failpoint.reach(f"journal.{kind}.after")
 
     def close(self, outcome: str, exit_code: int) -> None:
@@ -240,7 +247,7 @@ class Journal:
 def numbers(folder: Path) -> list[int]:
     """Return the numbers of the transactions in *folder*, smallest first."""
     try:
-        stems = {name.removesuffix(SUFFIX).removesuffix(ASIDE) for name in os.listdir(folder)}
+        stems = {name.removesuffix(SUFFIX).removesuffix(ASIDE).removesuffix(PARTS) for name in os.listdir(folder)}
     except FileNotFoundError:
         return []  # nothing was ever written here
     return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdecimal())

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from snap_upgrade import journal
-from snap_upgrade.actions import POINTER, Machine, awaits_nested
+from snap_upgrade.actions import POINTER, Machine
 from snap_upgrade.core import errors, names, plan, retention
 from snap_upgrade.core.model import Kind, Record, State
 from snap_upgrade.core.retention import Choice, Protection
@@ -31,6 +31,7 @@ from snap_upgrade.core.steps import (
 )
 from snap_upgrade.engine import Engine
 from snap_upgrade.flows import adopt, ready, ready_at
+from snap_upgrade.nested import awaits_nested
 from snap_upgrade.records import Inventory, Owned
 
 Planner = Callable[[Machine, Inventory], list[Step]]

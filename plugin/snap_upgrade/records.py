@@ -6,6 +6,7 @@ The rule: a file that cannot be understood is kept and reported. It is never del
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,34 @@ class Records:
                 problems.append(Problem(text, severity="warning"))
         owned.sort(key=lambda one: (one.volume.created_generation, one.record.name))
         return Inventory(tuple(owned), tuple(missing), tuple(problems))
+
+    def enrol(
+        self,
+        volume: Volume,
+        kind: Kind,
+        name: str,
+        state: State,
+        transaction: str,
+        origin: str | None,
+        description: str = "",
+    ) -> None:
+        """Record *volume*, which *transaction* made from *origin*; one that is on record at its place is left as is."""
+        known = next((record for record in self.read()[0] if record.uuid == volume.uuid), None)
+        if known is not None and known.path == volume.path:
+            return  # this step was done before a crash
+        self.write(
+            Record(
+                uuid=volume.uuid,
+                kind=kind,
+                name=name,
+                path=volume.path,
+                created=time.time(),
+                origin=origin,
+                transaction=transaction,
+                state=state,
+                description=description,
+            )
+        )
 
     def write(self, record: Record) -> None:
         """Write *record* durably."""

@@ -10,7 +10,8 @@ from enum import Enum
 
 
 class Kind(Enum):
-    """What a record describes. A ``part`` is a nested volume that was cloned along with its environment."""
+    """What a record describes. A ``part`` is a nested volume that was copied along with its environment or
+    snapshot."""
 
     ENVIRONMENT = "environment"
     SNAPSHOT = "snapshot"

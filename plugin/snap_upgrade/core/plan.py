@@ -23,6 +23,7 @@ from snap_upgrade.core.steps import (
 )
 
 STATE = ".snap-upgrade"
+PARTS = ".parts"  # of the folder beside a snapshot: snapshots of what was nested in it
 WAY_BACK_TEXT = "the system before transaction "
 UPDATE_TEXT = "updated from "
 GOOD = frozenset({"success", "success-with-script-errors"})
@@ -45,6 +46,19 @@ def snapshot_name(ident: str) -> str:
 def snapshot_path(ident: str) -> str:
     """Return where the snapshot of transaction *ident* lies."""
     return f"{STATE}/snap/{ident}"
+
+
+def part_path(path: str, relative: str) -> str:
+    """Return where the snapshot of the nested volume *relative* lies that belongs to the snapshot at *path*.
+
+    One name a person can read, without a slash: one read-only snapshot can lie in no other.
+    """
+    return f"{path}{PARTS}/" + relative.replace("%", "%25").replace(":", "%3A").replace("/", ":")
+
+
+def part_of(path: str) -> str:
+    """Return what `part_path` made *path* from: where the nested volume lies in its root."""
+    return path.rpartition("/")[2].replace(":", "/").replace("%3A", ":").replace("%25", "%")
 
 
 def clone_path(name: str) -> str:

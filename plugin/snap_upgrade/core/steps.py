@@ -7,6 +7,7 @@ Environments and snapshots are named by their record's name; paths are relative 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, assert_never
 
@@ -222,6 +223,20 @@ def inverse(step: Step) -> Step | None:
             return None
         case _:
             assert_never(step)
+
+
+def groups(steps: Sequence[Step], numbers: Iterable[int]) -> list[list[int]]:
+    """Return the step *numbers* in their order, those together that are done together: moves one after the other.
+
+    Each move is atomic and can be repeated, so many of them can share what makes one durable.
+    """
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and all(isinstance(steps[one], CarryNested) for one in (number, found[-1][-1])):
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return found
 
 
 def describe(step: Step) -> str:
