@@ -71,17 +71,20 @@ def configure_loop(backing_fd: int, label: str, *, read_only: bool = False, dire
     config = struct.pack("<II5Q4I64s96x16x64x", backing_fd, 0, 0, 0, 0, 0, 0, 0, 0, 0, flags, name)
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:
-        while True:
+        # Between the calls another test takes the device, or it still goes away under the one before: ask for the next.
+        for _ in range(1000):
             path = Path(f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}")
-            fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+            fd = -1
             try:
+                fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
                 fcntl.ioctl(fd, _LOOP_CONFIGURE, config)
                 return Loop(path, fd, _backing_file(path) or "")
             except BaseException as error:
-                os.close(fd)
-                # Between the two calls another test took it: ask for the next one.
-                if not (isinstance(error, OSError) and error.errno == errno.EBUSY):
+                if fd >= 0:
+                    os.close(fd)
+                if not (isinstance(error, OSError) and error.errno in (errno.EBUSY, errno.ENXIO, errno.ENODEV)):
                     raise
+        raise OSError(errno.EBUSY, f"no free loop device for {label} in 1000 tries")
     finally:
         os.close(control)
 

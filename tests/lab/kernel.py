@@ -80,20 +80,22 @@ def _attach(backing: int, image: Path) -> tuple[int, Path]:
     config = _LOOP_CONFIG_HEAD.pack(backing, 0) + info + bytes(64)
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:
-        # Others take free devices between the two calls: ask again, a bounded number of times.
-        for _ in range(100):
+        # Between the calls another takes the device, or it still goes away under the one before: ask for the next.
+        for _ in range(1000):
             device = Path(f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}")
-            fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+            fd = -1
             try:
+                fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
                 fcntl.ioctl(fd, _LOOP_CONFIGURE, config)
                 return fd, device
             except OSError as error:
-                os.close(fd)
-                if error.errno != errno.EBUSY:
+                if fd >= 0:
+                    os.close(fd)
+                if error.errno not in (errno.EBUSY, errno.ENXIO, errno.ENODEV):
                     raise
     finally:
         os.close(control)
-    raise OSError(errno.EBUSY, f"no free loop device for {image} in 100 tries")
+    raise OSError(errno.EBUSY, f"no free loop device for {image} in 1000 tries")
 
 
 def loops_over(folder: Path) -> list[str]:

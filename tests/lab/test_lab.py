@@ -1,5 +1,6 @@
 """The laboratory itself: what the other suites stand on is proven here, with nothing of the product installed."""
 
+import contextlib
 import errno
 import os
 import select
@@ -263,6 +264,30 @@ def test_a_signal_to_the_tests_leaves_nothing(tmp_path: Path, number: signal.Sig
         assert holder.wait(20) != 0
     assert_ended(fds)
     assert left_behind(tmp_path) == ([], [])
+
+
+ATTACHES = """
+import sys
+from pathlib import Path
+from tests.lab import blockdev, kernel
+image = Path(sys.argv[1])
+image.write_bytes(bytes(1 << 20))
+for _ in range(60):
+    with blockdev.attached(image):
+        pass
+    kernel.Loop(image).close()
+"""
+
+
+def test_runs_at_once_do_not_take_loop_devices_from_under_each_other(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(
+                subprocess.Popen([sys.executable, "-c", ATTACHES, str(tmp_path / name)], cwd=install.REPOSITORY)
+            )
+            for name in "abcd"
+        ]
+    assert [process.returncode for process in started] == [0] * 4
 
 
 def test_two_machines_at_once_share_nothing(m: Machine, tmp_path: Path) -> None:
