@@ -256,7 +256,8 @@ class _Worker:
         storage, manager = self._machine.storage, self._manager
         uuid = self._machine.inventory().find(self._name).record.uuid
         with storage.opened(uuid) as path:
-            root = Root(path, partial(storage.mount, uuid))
+            # Recovery destroys the clone unless it has a verdict, and Transaction.judge syncs before it writes one.
+            root = Root(path, partial(storage.mount, uuid), is_disposable=True)
             if self._asked.program:
                 return manager.run(root, list(self._asked.program), self._log, self._report)
             request = self._asked.request
@@ -492,6 +493,7 @@ def alternate_root(machine: Machine, command: str, request: Request, report: Rep
             path=target.path,
             directory=str(directory),
         )
+        # Not disposable: after a power cut recovery judges by dpkg's database what is here, and may keep it.
         root = Root(directory, partial(_bind, directory))
         archives = machine.state / "archives"
         log = machine.state / "logs" / f"{transaction.ident}.log"

@@ -5,6 +5,7 @@ The rule: the device is a real one whose writes fail. What is on it is looked at
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from collections.abc import Iterator
@@ -128,6 +129,27 @@ def test_a_device_whose_writes_fail_is_named_and_nothing_is_claimed(tmp_path: Pa
             now = storage.boots_next()
             assert now is not None
             assert now.uuid == following.uuid
+
+
+def write_back(path: Path, data: bytes) -> None:
+    """Write *data* to a new file and have it sent to the device alone, without any metadata: as dpkg does, unsynced."""
+    with open(path, "xb", buffering=0) as file:
+        file.write(data)
+        wait_write_wait = 7
+        # Whether it arrived is for sync() to say.
+        ctypes.CDLL(None).sync_file_range(file.fileno(), ctypes.c_int64(0), ctypes.c_int64(0), wait_write_wait)
+
+
+def test_content_that_the_device_refused_for_a_moment_is_said_by_the_next_sync(tmp_path: Path) -> None:
+    with FailingDevice(image(tmp_path)) as device, rooted(device.path) as (storage, root):
+        furnish(storage, root)
+        device.fail_writes()
+        write_back(root / "file", b"x" * 65536)
+        device.heal()
+        with pytest.raises(StorageError) as caught:
+            storage.sync()
+        assert caught.value.errno == errno.EIO
+        storage.sync()  # said once; the file system itself goes on
 
 
 @pytest.mark.parametrize("flags", ["rootflags=subvol=@", ""], ids=["exchange", "default"])

@@ -14,30 +14,41 @@ from typing import Any
 from snap_upgrade.core.errors import CommandFailed, Locked
 from snap_upgrade.core.packages import Outcome, PackageChange, PackagePlan, Report, Request, Root
 from snap_upgrade.system import failpoint
+from snap_upgrade.system.files import sync_dir
 
 STATUS = "var/lib/dpkg/status"
 FILES = ("usr/bin/one", "usr/bin/two", "etc/three.conf")
 
 
-def put(path: Path, text: str) -> None:
-    """Replace a file the way dpkg does: on the disk before it gets its name."""
+def put(path: Path, text: str, is_synced: bool = True) -> None:
+    """Replace a file the way dpkg does: on the disk before it gets its name, unless told not to (*is_synced*)."""
     new = path.with_name(path.name + ".dpkg-new")
     with open(new, "w") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        if is_synced:
+            os.fsync(file.fileno())
     new.rename(path)
 
 
-def write_version(root: Path, version: str, fail_after: int = 99) -> None:
-    """Bring *root* to *version*, file by file as a package manager does, or stop after *fail_after* files."""
-    put(root / STATUS, "half\n")
+def put_status(root: Path, text: str) -> None:
+    """Replace dpkg's database, which dpkg syncs in any case, its folder too."""
+    put(root / STATUS, text)
+    sync_dir((root / STATUS).parent)
+
+
+def write_version(root: Path, version: str, fail_after: int = 99, is_synced: bool = True) -> None:
+    """Bring *root* to *version*, file by file as a package manager does, or stop after *fail_after* files.
+
+    Without *is_synced* it does as dpkg with --force-unsafe-io: its database is synced all the same.
+    """
+    put_status(root, "half\n")
     for number, name in enumerate(FILES):
         failpoint.reach("packages.file")
         if number == fail_after:
             raise CommandFailed(["dpkg"], 1, "the script says no")
-        put(root / name, f"{name} {version}\n" * 50)
-    put(root / STATUS, f"{version}\n")
+        put(root / name, f"{name} {version}\n" * 50, is_synced)
+    put_status(root, f"{version}\n")
     failpoint.reach("packages.done")
 
 
@@ -71,13 +82,13 @@ class Scripted:
         (archives / "one.deb").write_text("two")
         failpoint.reach("packages.downloaded")
 
-    def work(self, root: Path) -> None:
-        write_version(root, "2", 1 if self.fails else 99)
+    def work(self, root: Path, is_synced: bool = True) -> None:
+        write_version(root, "2", 1 if self.fails else 99, is_synced)
 
     def apply(self, root: Root, request: Request, archives: Path, log: Path, report: Report) -> Outcome:
         status = 0
         try:
-            self.work(root.path)
+            self.work(root.path, is_synced=not root.is_disposable)
         except CommandFailed as error:
             status = error.status
         log.write_text("Unpacking one\n")

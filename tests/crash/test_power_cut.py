@@ -28,6 +28,7 @@ FLOWS = [
     pytest.param(Case("image-update", "create"), "exchange", id="image-update-exchange"),
     pytest.param(Case("image-update", "create"), "default", id="image-update-default"),
     pytest.param(Case("live", "create", fails=True, exit=7, live="initial"), "exchange", id="live-fails"),
+    pytest.param(Case("alternate", "create", live="other"), "exchange", id="alternate"),
     pytest.param(Case("activate", "create"), "exchange", id="activate-exchange"),
     pytest.param(Case("activate", "create"), "default", id="activate-default"),
     pytest.param(Case("destroy", "create"), "exchange", id="destroy"),

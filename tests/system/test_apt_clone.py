@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,18 @@ def test_what_is_shared_is_not_fetched_again_and_a_damaged_copy_is_not_believed(
     world.download(install("big"))
     assert [request.path for request in world.server.requests].count(BIG.filename) == 2
     assert shared.read_bytes() == (world.repo.dir / BIG.filename).read_bytes()
+
+
+@pytest.mark.parametrize("is_disposable", [True, False])
+def test_files_are_unpacked_unsynced_only_where_a_power_cut_leaves_nothing(world: World, is_disposable: bool) -> None:
+    world.path("/etc/dpkg/dpkg.cfg.d/own").write_text("force-overwrite\n")
+    script = _script("tr '\\0' ' ' </proc/$PPID/cmdline >/var/lib/told", "echo $DPKG_FORCE >>/var/lib/told")
+    world.publish(Deb("asks", scripts={"preinst": script}))
+    world.root = replace(world.root, is_disposable=is_disposable)
+    assert world.do(install("asks")).verdict == verdict.SUCCESS
+    told = world.path("/var/lib/told").read_text()
+    assert ("--force-unsafe-io" in told) is is_disposable, told
+    assert "overwrite" in told.split("\n")[-2]
 
 
 def test_a_failing_postinst_is_a_failure_with_its_reason(world: World) -> None:

@@ -120,6 +120,18 @@ def test_a_machine_that_dies_anywhere_boots_whole_and_recovers(name: str, tmp_pa
             machine.close()
 
 
+@pytest.mark.parametrize(("name", "is_unsynced"), [("image-update", True), ("root-fails", False)])
+def test_only_a_clone_is_unpacked_without_syncing_every_file(name: str, is_unsynced: bool, tmp_path: Path) -> None:
+    machine = prepared(tmp_path, FLOWS[name])
+    try:
+        machine.run(FLOWS[name].argv, check=False)
+        logs = "".join(log.read_text() for log in (machine.top / ".snap-upgrade/logs").iterdir())
+        assert "force-conf" in logs
+        assert ("force-unsafe-io" in logs) is is_unsynced
+    finally:
+        machine.close()
+
+
 def until_hanging(machine: Machine) -> None:
     """Offer and start a package whose script waits; kill apt and our watcher, and let dpkg live on."""
     local_repo(machine.path("/"), [breaking.hanging("hangs", "1.0")], method="copy")

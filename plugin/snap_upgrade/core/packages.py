@@ -91,7 +91,11 @@ class Root:
 
     *path* reads it from this process (it may be a ``/proc/self/fd`` path). *attach* mounts it at a
     directory and is called in a fresh private mount namespace, in a child.
+
+    *is_disposable*: nothing done to it counts before the whole file system is synced, and a run that a power cut ended
+    is destroyed unread. Whoever says so has to see to both; then a package manager need not sync file by file.
     """
 
     path: Path
     attach: Callable[[Path], None]
+    is_disposable: bool = False

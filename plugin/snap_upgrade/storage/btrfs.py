@@ -581,10 +581,14 @@ class BtrfsStorage:
                     kernel.destroy_subvolume_id(self._top(), there.ident)
 
     def sync(self) -> None:
-        """Commit: everything done so far survives a power cut, and GRUB sees it too."""
+        """Commit: everything done so far survives a power cut, and GRUB sees it too.
+
+        By syncfs and not by btrfs's own call, which commits and says nothing of file data that the device refused.
+        That is said of what was refused since the top level was opened: before the work.
+        """
         top = self._top()
         try:
-            kernel.sync(top)
+            kernel.syncfs(top)
         except OSError as error:
             what = f"cannot commit the file system: {os.strerror(error.errno or 0)}; what was changed last may be lost"
             raise StorageError(what, error.errno or 0, _DMESG) from error
