@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, assert_never
 
 from snap_upgrade.boot import BootLoader
@@ -229,11 +229,20 @@ def settle_places(machine: Machine, uuids: set[str]) -> None:
             failpoint.reach("action.settled")
             owned = machine.inventory().by_uuid(uuid) or owned
         machine.records.update(owned.record, path=owned.volume.path)
-        inventory = machine.inventory()
-        for part in machine.storage.nested(uuid):
-            known = inventory.by_uuid(part.uuid)
-            if known is not None and is_part(inventory, part):
-                machine.records.update(known.record, path=part.path)
+        _record_parts(machine, uuid)
+
+
+def _record_parts(machine: Machine, uuid: str) -> None:
+    """Record where the parts of the environment *uuid* are now, and whose they are by its name."""
+    inventory = machine.inventory()
+    outer = inventory.by_uuid(uuid)
+    if outer is None:
+        return
+    for part in machine.storage.nested(uuid):
+        known = inventory.by_uuid(part.uuid)
+        if known is not None and is_part(inventory, part):
+            relative = PurePosixPath(part.path).relative_to(outer.volume.path)
+            machine.records.update(known.record, path=part.path, name=f"{outer.record.name}/{relative}")
 
 
 def promote(step: Promote, machine: Machine, good: str, failed: str) -> None:
@@ -260,6 +269,7 @@ def promote(step: Promote, machine: Machine, good: str, failed: str) -> None:
     )
     failpoint.reach("action.promote.recorded")
     move_nested(machine, old.volume, new.volume)
+    _record_parts(machine, good)
     settle_places(machine, {failed})
 
 

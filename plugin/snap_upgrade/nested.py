@@ -158,6 +158,29 @@ def _outermost(inventory: Inventory, nested: list[Volume]) -> list[Volume]:
     return [one for one in others if not any(one.path.startswith(f"{outer.path}/") for outer in others)]
 
 
+def left_behind(machine: Machine, inventory: Inventory) -> list[tuple[Volume, Owned]]:
+    """Return the volumes that nobody cloned, with the environment each lies in, for which the running root waits."""
+    running = machine.storage.layout().running
+    homes = {one.volume.path: one for one in inventory.owned if one.record.kind is Kind.ENVIRONMENT}
+    found = []
+    with machine.storage.opened(running.uuid) as root:
+        for volume in machine.storage.volumes().values():
+            home = None if inventory.by_uuid(volume.uuid) else _home(homes, volume)
+            if home is not None and home.record.uuid != running.uuid:
+                relative = str(PurePosixPath(volume.path).relative_to(home.volume.path))
+                if awaits_nested(root, relative):
+                    found.append((volume, home))
+    return found
+
+
+def _home(homes: dict[str, Owned], volume: Volume) -> Owned | None:
+    """Return the one of *homes*, by path, that *volume* lies in; our own folder is no part of a root around it."""
+    for parent in list(PurePosixPath(volume.path).parents)[:-1]:
+        if str(parent) in homes:
+            return homes[str(parent)]
+    return homes.get("") if volume.path and volume.path.split("/")[0] != STATE else None
+
+
 def carry(step: CarryNested, machine: Machine) -> None:
     """Move one volume, and leave a marked place behind. Cheap: it looks at no volume but those on the way."""
     there = machine.storage.at(step.path)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snap_upgrade import journal, manage
+from snap_upgrade import journal, manage, nested
 from snap_upgrade.core import errors
 from snap_upgrade.core.model import Kind, Method, Problem, State
-from snap_upgrade.core.plan import STATE
+from snap_upgrade.core.plan import PARTS, STATE
 from snap_upgrade.detect import NO_STATE
 from snap_upgrade.engine import is_owner_alive
 from snap_upgrade.system import command
@@ -40,6 +41,7 @@ def problems(machine: Machine, inventory: Inventory) -> list[Problem]:
         *_pointer(machine),
         *_unfinished(machine, inventory),
         *_strangers(machine, inventory),
+        *_left_behind(machine, inventory),
         *_space(machine),
         *_packages(machine),
         *_fallback(machine),
@@ -104,7 +106,8 @@ def _strangers(machine: Machine, inventory: Inventory) -> list[Problem]:
     known = {owned.record.uuid for owned in inventory.owned}
     for volume in machine.storage.volumes().values():
         folder, _, name = volume.path.removeprefix(f"{STATE}/").partition("/")
-        if not volume.path.startswith(f"{STATE}/") or "/" in name or volume.uuid in known:
+        is_part = folder == "snap" and name.partition("/")[0].endswith(PARTS)
+        if not volume.path.startswith(f"{STATE}/") or ("/" in name and not is_part) or volume.uuid in known:
             continue
         if folder == "kept":
             found.append(Problem(f"the volume {volume.path} lay inside a destroyed environment and is kept",
@@ -112,6 +115,19 @@ def _strangers(machine: Machine, inventory: Inventory) -> list[Problem]:
         elif folder in {"be", "snap"} and name and not busy:
             found.append(Problem(f"the volume {volume.path} is in our folder, but not on record; it is left alone",
                                  "if nobody needs it: btrfs subvolume delete", WARNING))  # fmt: skip
+    return found
+
+
+def _left_behind(machine: Machine, inventory: Inventory) -> list[Problem]:
+    """Return the nested subvolumes that the running root waits for, which a boot would have brought to it."""
+    found = []
+    for volume, home in nested.left_behind(machine, inventory):
+        name = home.record.name
+        is_mounted = bool(machine.storage.mounted_at(home.record.uuid))
+        found.append(Problem(
+            f"the nested subvolume {volume.path} is in {name}, and in its place in the running root is nothing",
+            f"snap-upgrade unmount {shlex.quote(name)}" if is_mounted else "snap-upgrade recover --boot", WARNING,
+        ))  # fmt: skip
     return found
 
 

@@ -88,7 +88,7 @@ def _decide(data: bytes) -> int:
     refuses = known.refuses and not is_own
     _signal.alarm(known.hook_timeout_s)
     try:
-        _protect(asked, known.activation)
+        _protect(asked, known.activation, known.nested)
     except state.Locked as error:
         return _say(f"locked by {error}: refusing the transaction; try again when it is done")
     except NoWayBack as error:
@@ -171,7 +171,7 @@ def _words(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}" if error.filename else str(error)
 
 
-def _protect(asked: request.Request, activation: str) -> None:
+def _protect(asked: request.Request, activation: str, nested: tuple[str, ...]) -> None:
     above = ancestors()
     front = owner.find(above)
     argv = owner.words(front.pid)
@@ -203,7 +203,7 @@ def _protect(asked: request.Request, activation: str) -> None:
     _signal.pthread_sigmask(_signal.SIG_BLOCK, _STOPS)
     ident, watcher = "", 0
     try:
-        ident = _snapshot(folder, root, begin)
+        ident = _snapshot(folder, root, begin, nested)
         _note_fired(folder, name)
         try:
             watcher = watch.start(folder, root, ident, front, name)
@@ -211,6 +211,7 @@ def _protect(asked: request.Request, activation: str) -> None:
             _say(f"nothing will watch for the end of {name} ({error}); its last hook or 'snap-upgrade recover' judges")
         failpoint.reach("hook.watching")
         _raise_if_stopped()
+        _adopt(folder, begin["running"])
     except BaseException:
         if watcher:
             watch.stop(watcher, front)
@@ -304,7 +305,7 @@ def _finish_earlier(folder: int, root: int, ident: str, front: Ancestor) -> None
     sys.stderr.write(text)
 
 
-def _snapshot(folder: int, root: int, begin: dict[str, Any]) -> str:
+def _snapshot(folder: int, root: int, begin: dict[str, Any], nested: tuple[str, ...]) -> str:
     """Write the journal's first lines, make the snapshot and its record, write that packages are next."""
 
     def compose(ident: str) -> list[dict[str, Any]]:
@@ -319,7 +320,7 @@ def _snapshot(folder: int, root: int, begin: dict[str, Any]) -> str:
     ident = state.begin(folder, compose)
     try:
         failpoint.reach("hook.begin.after")
-        uuid = _take(folder, root, ident, begin["running"])
+        uuid = _take(folder, root, ident, begin["running"], nested)
         done = {"kind": "done", "step": 0, "result": {"uuid": uuid}}
         state.append(folder, ident, done, {"kind": "started", "step": 1})
     except BaseException:
@@ -328,7 +329,7 @@ def _snapshot(folder: int, root: int, begin: dict[str, Any]) -> str:
     return ident
 
 
-def _take(folder: int, root: int, ident: str, running: str) -> str:
+def _take(folder: int, root: int, ident: str, running: str, wanted: tuple[str, ...]) -> str:
     snapshots = os.open("snap", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
     try:
         kernel.snapshot(root, snapshots, ident.encode(), True)
@@ -337,26 +338,30 @@ def _take(folder: int, root: int, ident: str, running: str) -> str:
     finally:
         os.close(snapshots)
     try:
-        info = kernel.subvolume_info(fd)
+        uuid = str(kernel.subvolume_info(fd).uuid)
     finally:
         os.close(fd)
-    record = {
-        "version": 1,
-        "uuid": info.uuid,
-        "kind": "snapshot",
-        "name": f"snap-{ident}",
-        "path": f"{state.STATE}/snap/{ident}",
-        "created": time.time(),
-        "origin": running,
-        "transaction": ident,
-        "state": "ready",
-        "adopted": False,
-        "pinned": False,
-        "description": "",
-    }
-    state.write(folder, f"records/{info.uuid}.json", (wire.encode(record) + "\n").encode())
+    if wanted:
+        from snap_upgrade.hook import nested
+
+        parts = nested.take(folder, root, ident, wanted)
+    state.enrol(folder, uuid, "snapshot", f"snap-{ident}", f"{state.STATE}/snap/{ident}", running, ident)
     failpoint.reach("hook.record.written")
-    return str(info.uuid)
+    if wanted:
+        nested.record(folder, ident, parts)
+    return uuid
+
+
+def _adopt(folder: int, running: str) -> None:
+    """Record the running root if it has no record: by it the next root finds what is nested in this one."""
+    if state.is_recorded(folder, running):
+        return
+    from snap_upgrade.hook import nested
+
+    try:
+        nested.adopt(folder, running)
+    except OSError as error:
+        _say(f"the running root could not be recorded, the next command does it: {_words(error)}")
 
 
 def _forget(folder: int, ident: str) -> None:

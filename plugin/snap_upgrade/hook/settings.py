@@ -21,9 +21,9 @@ class BadSetting(ValueError):
 
 
 class Settings:
-    """``is_kept``: whether the snapshot of a good operation stays as a restore point."""
+    """``is_kept``: whether the snapshot of a good operation stays as a restore point. ``nested``: what goes along."""
 
-    __slots__ = ("activation", "hook_timeout_s", "is_enabled", "is_kept", "refuses")
+    __slots__ = ("activation", "hook_timeout_s", "is_enabled", "is_kept", "nested", "refuses")
 
     def __init__(self, values: dict[str, str]) -> None:
         self.is_enabled = values.get("enabled", "yes") == "yes"
@@ -31,6 +31,8 @@ class Settings:
         self.is_kept = values.get("keep_on_success", "yes") == "yes" and values.get("policy") != "proposal"
         self.activation = values.get("activation", "auto")
         self.hook_timeout_s = int(values.get("hook_timeout_s", "60"))
+        paths = (word.strip("/") for word in values.get("clone_nested", "").split())
+        self.nested = tuple(path for path in paths if path)
 
 
 def parse(text: str) -> Settings:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 
 from snap_upgrade.core import wire
 from snap_upgrade.system import failpoint, kernel
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 STATE = ".snap-upgrade"
+PARTS = ".parts"  # as in core.plan
 FOLDERS = ("be", "snap", "records", "journal", "history", "logs", "kept", "archives")
 VERSION = "1\n"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -217,21 +219,77 @@ def close(state: int, ident: str, outcome: str, *last: dict[str, Any]) -> None:
     os.rename(f"journal/{ident}", f"history/{ident}.json", src_dir_fd=state, dst_dir_fd=state)
 
 
+def enrol(
+    state: int,
+    uuid: str,
+    kind: str,
+    name: str,
+    path: str,
+    origin: str | None,
+    ident: str | None,
+    is_adopted: bool = False,
+) -> None:
+    """Record the volume *uuid* durably, as records.py does. *ident* is the transaction that made it, if one did."""
+    record = {
+        "version": 1,
+        "uuid": uuid,
+        "kind": kind,
+        "name": name,
+        "path": path,
+        "created": time.time(),
+        "origin": origin,
+        "transaction": ident,
+        "state": "ready",
+        "adopted": is_adopted,
+        "pinned": False,
+        "description": "",
+    }
+    write(state, f"records/{uuid}.json", (wire.encode(record) + "\n").encode())
+
+
+def is_recorded(state: int, uuid: str) -> bool:
+    """Whether the volume *uuid* has a record."""
+    try:
+        os.stat(f"records/{uuid}.json", dir_fd=state, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def drop_snapshot(state: int, ident: str, uuid: str | None) -> None:
-    """Destroy the snapshot of transaction *ident* and its record; what is gone already is fine."""
+    """Destroy the snapshot of transaction *ident*, its parts and their records; what is gone already is fine."""
     snapshots = os.open("snap", _FOLDER, dir_fd=state)
     try:
         found = _uuid_at(snapshots, ident)
         if found is not None and uuid is not None and found != uuid:
             raise BadState(f"{STATE}/snap/{ident} is not the snapshot that transaction {ident} made; it is kept")
+        gone = _drop_parts(snapshots, ident)
         if found is not None:
             kernel.destroy_subvolume(snapshots, ident.encode())
+            failpoint.reach("hook.snapshot.gone")
         known = uuid or found
-        if known is not None:
-            remove(state, f"records/{known}.json")
+        gone += [known] if known is not None else []
+        if gone:
+            # A record goes only when the cut of the power cannot bring its volume back: fsync of a folder that lost
+            # a subvolume commits.
+            os.fsync(snapshots)
+        for one in gone:
+            remove(state, f"records/{one}.json")
+            failpoint.reach("hook.record.gone")
+        if gone:
             sync_folder(state, "records")
     finally:
         os.close(snapshots)
+
+
+def _drop_parts(snapshots: int, ident: str) -> list[str]:
+    try:
+        os.stat(f"{ident}{PARTS}", dir_fd=snapshots, follow_symlinks=False)
+    except FileNotFoundError:
+        return []
+    from snap_upgrade.hook import nested
+
+    return nested.drop(snapshots, ident)
 
 
 def _uuid_at(folder: int, name: str) -> str | None:
