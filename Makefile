@@ -2,6 +2,7 @@
 #
 #   make demo      see it work in a disposable machine (DEMO_ARGS='...')
 #   make check     lint, types and all tests (PYTEST_ARGS='-k ...', WORKERS=2)
+#   make check-pythons  the unit tests and the main job under the Python of other Debians (RELEASES='trixie sid')
 #   make lint      the first part of it
 #   make deb       dist/snap-upgrade_<version>_all.deb
 #   make bench     measure (BENCH_ARGS='--json')
@@ -10,7 +11,7 @@
 SHELL = /bin/bash
 .SHELLFLAGS = -euo pipefail -c
 .DEFAULT_GOAL = help
-.PHONY: help demo check lint deb bench clean
+.PHONY: help demo check check-pythons lint deb bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -37,6 +38,12 @@ check: deb
 	@python=$$(tests/setup)
 	$(LINT)
 	unshare --mount "$$python" -m pytest $(if $(WORKERS),-n $(WORKERS)) $(PYTEST_ARGS)
+
+# sid is as old as the mirror's copy of it: SNAP_UPGRADE_EXPIRED_LISTS=accept takes lists whose date is over.
+RELEASES = trixie sid
+check-pythons: deb
+	@python=$$(tests/setup)
+	SNAP_UPGRADE_PYTHONS="$(RELEASES)" unshare --mount "$$python" -m pytest tests/system/test_pythons.py $(PYTEST_ARGS)
 
 bench: deb
 	@python=$$(tests/setup)
