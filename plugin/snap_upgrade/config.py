@@ -6,6 +6,8 @@ file with the same syntax and only the few keys they need.
 
 from __future__ import annotations
 
+import os
+import stat
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -84,16 +86,24 @@ def _value(key: str, value: str, default: object, where: str) -> object:
             raise UsageError(f"{where}: {key} is a whole number, not {value!r}")
         return int(value)
     if isinstance(default, tuple):
-        return tuple(word.strip("/") for word in value.split() if word.strip("/"))
+        return tuple(_inside(key, word, where) for word in value.split())
     if value not in _CHOICES[key]:
         raise UsageError(f"{where}: {key} is one of {', '.join(_CHOICES[key])}, not {value!r}")
     return value
 
 
+def _inside(key: str, word: str, where: str) -> str:
+    """Return the path *word* relative to the root, which it must not leave."""
+    path = word.strip("/")
+    if any(part in {"", ".", ".."} for part in path.split("/")):
+        raise UsageError(f"{where}: {key} takes paths inside the root, without '.', '..' or '//', not {word!r}")
+    return path
+
+
 def load(path: Path = PATH) -> Config:
     """Return the settings of this machine; a file that is not there means the defaults."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _read(path)
     except FileNotFoundError:
         return Config()
     except UnicodeDecodeError as error:
@@ -101,3 +111,13 @@ def load(path: Path = PATH) -> Config:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     return parse(text, str(path))
+
+
+def _read(path: Path) -> str:
+    """Return the text of the regular file *path*; a pipe in its place must not keep us waiting for a writer."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UsageError(f"{path} is not a regular file", f"ls -ld {path}")
+    with open(descriptor, encoding="utf-8") as file:
+        return file.read()

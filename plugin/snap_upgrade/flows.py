@@ -143,7 +143,7 @@ def decide_cut_off(machine: Machine, entries: Entries, verdict: str) -> list[Ste
         return plan.after_alternate_root(
             entries.ident, verdict, str(begin["name"]), str(begin["path"]), str(begin["directory"]), rules
         )
-    return plan.after_live(entries.ident, verdict, rules)
+    return plan.after_live(entries.ident, verdict, rules, _mount_place(entries.ident))
 
 
 # --- image-update
@@ -359,7 +359,7 @@ def live(machine: Machine, command: str, execute: Callable[[], int], is_any_comm
             return _judge_here(machine, transaction, machine.root, status[0])
 
         outcome, interruption = run_on_root(machine, transaction, work, machine.root)
-        place = _mount_place(transaction)
+        place = _mount_place(transaction.ident)
         transaction.decide(plan.after_live(transaction.ident, outcome.verdict, machine.config.rules(), place))
         raise_if_unchanged(transaction, outcome, interruption)
         return _finish_live(machine, transaction, command, outcome, status[0] if status else -1)
@@ -390,7 +390,8 @@ def _judge_interrupted(machine: Machine, transaction: Transaction, root: Path, e
     """Judge the root after *error*, unless the work itself came to its end before."""
     try:
         if transaction.outcome is None:
-            transaction.outcome = _judge_here(machine, transaction, root, -1)
+            is_begun = not isinstance(error, errors.NotStarted)
+            transaction.outcome = _judge_here(machine, transaction, root, -1 if is_begun else None)
         transaction.judge(transaction.outcome)
     except (errors.SnapUpgradeError, OSError) as second:
         raise errors.NeedsPerson(
@@ -411,13 +412,16 @@ def raise_if_unchanged(transaction: Transaction, outcome: Outcome, interruption:
     raise interruption
 
 
-def _judge_here(machine: Machine, transaction: Transaction, root: Path, status: int) -> Outcome:
+def _judge_here(machine: Machine, transaction: Transaction, root: Path, status: int | None) -> Outcome:
+    """Judge *root*; *status* is the work's exit status, -1 if it was cut off, None if it was never begun."""
     snapshot = machine.inventory().find(plan.snapshot_name(transaction.ident))
     manager = require_manager(machine)
     with machine.storage.opened(snapshot.record.uuid) as before:
         # From the disk: the package manager's hook wrote there what it was asked for, while we waited.
         entries = journal.read(machine.state, transaction.ident)
         outcome = manager.judge(before, root, entries.requests(), status, {})
+    if status is None and not outcome.changes:
+        return replace(outcome, verdict="unchanged")
     return _settled(entries, outcome, status)
 
 
@@ -441,8 +445,8 @@ def _as_command(outcome: Outcome, status: int | None) -> Outcome:
     return replace(outcome, verdict="failed", reasons=(f"the command exited with {status}", *outcome.reasons))
 
 
-def _mount_place(transaction: Transaction) -> str:
-    return f"/run/snap-upgrade/{plan.way_back_name(transaction.ident)}"
+def _mount_place(ident: str) -> str:
+    return f"/run/snap-upgrade/{plan.way_back_name(ident)}"
 
 
 def _finish_live(machine: Machine, transaction: Transaction, command: str, outcome: Outcome, status: int) -> Result:

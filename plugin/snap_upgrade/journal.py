@@ -164,7 +164,7 @@ def _is_owner(owner: object) -> bool:
 def _damaged(name: str, why: str) -> StateDamaged:
     return StateDamaged(
         f"the journal {name} cannot be understood: {why}; it is kept as it is",
-        "look at it with 'snap-upgrade check', and report it",
+        f"snap-upgrade recover --abandon {name.removesuffix(SUFFIX)}",
     )
 
 
@@ -263,9 +263,12 @@ def next_number(state: Path) -> int:
 
 
 def set_aside(state: Path, ident: str) -> None:
-    """Move the journal *ident*, which cannot be understood, out of the way and keep it as it is."""
+    """Move the journal *ident*, which cannot be understood, out of the way and keep it as it is. It may be closed."""
     target = state / "history" / f"{ident}{ASIDE}"
-    os.rename(state / "journal" / ident, target)
+    try:
+        os.rename(state / "journal" / ident, target)
+    except FileNotFoundError:
+        os.rename(state / "history" / f"{ident}{SUFFIX}", target)
     files.sync_dir(target.parent)
     files.sync_dir(state / "journal")
 

@@ -7,13 +7,15 @@ runs, boots next, is the default, is mounted, pinned or named by an open journal
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from snap_upgrade import journal
+from snap_upgrade import journal, records
 from snap_upgrade.actions import POINTER, Machine
 from snap_upgrade.core import errors, names, plan, retention
 from snap_upgrade.core.model import Kind, Record, State
@@ -33,8 +35,12 @@ from snap_upgrade.engine import Engine
 from snap_upgrade.flows import adopt, ready, ready_at
 from snap_upgrade.nested import awaits_nested
 from snap_upgrade.records import Inventory, Owned
+from snap_upgrade.system import files
 
 Planner = Callable[[Machine, Inventory], list[Step]]
+_ABANDON = "snap-upgrade recover --abandon "
+_UNKNOWN_NEXT = "what boots next is not an environment that snap-upgrade knows"
+_FIRED = "hooks.json"
 
 
 # --- what is there
@@ -58,9 +64,9 @@ def temporary_return(machine: Machine) -> tuple[str, str] | None:
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:
-        raise errors.StateDamaged(f"{POINTER} cannot be understood: {error}", "snap-upgrade activate NAME") from error
+        raise errors.StateDamaged(f"{POINTER} cannot be understood: {error}", _ABANDON + POINTER) from error
     if not isinstance(data, dict) or data.get("version") != 1:
-        raise errors.StateDamaged(f"{POINTER} has a format this program does not know", "snap-upgrade activate NAME")
+        raise errors.StateDamaged(f"{POINTER} has a format this program does not know", _ABANDON + POINTER)
     return str(data.get("temporary")), str(data.get("back_to"))
 
 
@@ -76,7 +82,7 @@ def default_uuid(machine: Machine) -> str | None:
 def protection(machine: Machine, inventory: Inventory) -> Protection:
     """Return what must stay."""
     following = machine.storage.boots_next()
-    mounted = frozenset(owned.record.uuid for owned in inventory.owned if machine.storage.mounted_at(owned.record.uuid))
+    mounted = frozenset(machine.storage.mount_points(owned.volume for owned in inventory.owned))
     named: set[str] = set()
     for found in journal.open_journals(machine.state):
         if isinstance(found, errors.StateDamaged):
@@ -111,6 +117,12 @@ def plan_create(machine: Machine, inventory: Inventory, name: str, source: str, 
     if machine.storage.at(plan.clone_path(name)) is not None:
         raise errors.Refused(f"a volume that is not on record lies at {plan.clone_path(name)}", "snap-upgrade status")
     origin = inventory.find(source) if source else _running(machine, inventory)
+    if origin.record.state is not State.READY:
+        raise errors.Refused(
+            f"{origin.record.name} is not complete ({origin.record.state.value}), and neither would its clone be; "
+            "nothing was changed",
+            f"to look into it: snap-upgrade mount {shlex.quote(origin.record.name)}",
+        )
     return [MakeClone(origin.record.name, plan.clone_path(name), name, State.READY.value, description)]
 
 
@@ -151,7 +163,7 @@ def plan_activate(machine: Machine, inventory: Inventory, name: str, temporary: 
         raise errors.NothingToDo(f"{name} boots next already")
     previous = inventory.by_uuid(following.uuid) if following else None
     if previous is None:
-        raise errors.Refused("what boots next is not an environment that snap-upgrade knows", "snap-upgrade status")
+        raise errors.Refused(_UNKNOWN_NEXT, "snap-upgrade cancel")
     back = (armed or previous.record.name) if temporary else ""
     if back == name:
         back = ""  # a boot into what boots anyway afterwards is no detour
@@ -210,7 +222,7 @@ def plan_rollback(machine: Machine, inventory: Inventory, which: str) -> list[St
     following = machine.storage.boots_next()
     previous = inventory.by_uuid(following.uuid) if following else None
     if previous is None:
-        raise errors.Refused("what boots next is not an environment that snap-upgrade knows", "snap-upgrade status")
+        raise errors.Refused(_UNKNOWN_NEXT, "snap-upgrade cancel")
     if which not in {"", "last"} and not which.isdecimal():
         return plan_activate(machine, inventory, which, False)
     ident = which if which.isdecimal() else _last_restorable(inventory)
@@ -329,6 +341,57 @@ def _carried(machine: Machine, inventory: Inventory, running: Owned) -> list[Ste
 def _is_placeholder(machine: Machine, uuid: str, relative: str) -> bool:
     with machine.storage.opened(uuid) as root:
         return awaits_nested(root, relative)
+
+
+# --- what others did to our state
+
+
+def follow_moves(machine: Machine) -> list[str]:
+    """Record where volumes are that somebody else moved; return a sentence for each. The caller holds the lock."""
+    told = []
+    for owned in machine.inventory().owned:
+        if owned.volume.path != owned.record.path:
+            machine.records.update(owned.record, path=owned.volume.path)
+            told.append(f"{owned.record.name} is at {owned.volume.path or 'the top level'} now, and on record there")
+    return told
+
+
+def set_aside(machine: Machine, what: str) -> None:
+    """Put a file of the state that cannot be understood out of the way, under its name with ``.damaged``.
+
+    *what* is the number of a closed transaction, or a path that ``status`` names. Raises NotFound if there is no such
+    file, Refused if it can be understood. The caller holds the lock.
+    """
+    if what.isascii() and what.isdecimal():
+        try:
+            journal.read(machine.state, what)
+        except errors.StateDamaged:
+            journal.set_aside(machine.state, what)
+            return
+        raise errors.Refused(f"transaction {what} is closed, and its journal is sound; nothing was changed",
+                             f"snap-upgrade history {what}")  # fmt: skip
+    folder, _, name = what.rpartition("/")
+    path = machine.state / what
+    is_state = what in {POINTER, _FIRED} or (folder == "records" and name not in {"", ".", ".."})
+    if not is_state or not os.path.lexists(path):
+        raise errors.NotFound(f"{what!r} is no transaction and no file that status names", "snap-upgrade status")
+    if not _is_damaged(machine, folder, name):
+        raise errors.Refused(f"{what} is sound; nothing was changed", "snap-upgrade status")
+    os.rename(path, f"{path}{records.ASIDE}")
+    files.sync_dir(path.parent)
+
+
+def _is_damaged(machine: Machine, folder: str, name: str) -> bool:
+    """Whether the file of the state that nobody can read is really so: only then it may be put aside."""
+    if folder:
+        return any(f"the record {name} " in problem.message for problem in machine.records.read()[1])
+    try:
+        if name == _FIRED:
+            return not isinstance(json.loads((machine.state / name).read_bytes()), dict)
+        temporary_return(machine)
+    except (errors.StateDamaged, ValueError, RecursionError):
+        return True
+    return False
 
 
 # --- doing

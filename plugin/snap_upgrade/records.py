@@ -6,6 +6,7 @@ The rule: a file that cannot be understood is kept and reported. It is never del
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from snap_upgrade.core.names import name_problem
 from snap_upgrade.system import files
 
 VERSION = 1
+ASIDE = ".damaged"  # of a file that a person put aside
 
 
 def encode(record: Record) -> bytes:
@@ -94,7 +96,8 @@ class Inventory:
             if owned.record.name == name:
                 return owned
         if any(record.name == name for record in self.missing):
-            raise NotFound(f"{name} is recorded, but someone else deleted its volume", f"snap-upgrade destroy {name}")
+            hint = f"snap-upgrade destroy {shlex.quote(name)}"
+            raise NotFound(f"{name} is recorded, but someone else deleted its volume", hint)
         raise NotFound(f"there is no environment {name!r}", "snap-upgrade list")
 
     def by_uuid(self, uuid: str) -> Owned | None:
@@ -117,7 +120,7 @@ class Records:
         found: list[Record] = []
         problems: list[Problem] = []
         for path in sorted(self._folder.iterdir() if self._folder.is_dir() else ()):
-            if path.name.startswith("."):
+            if path.name.startswith(".") or path.name.endswith(ASIDE):
                 continue
             try:
                 record = decode(path.read_bytes())
@@ -126,8 +129,11 @@ class Records:
                 found.append(record)
             except FileNotFoundError:
                 continue  # destroyed between the listing and the reading
-            except ValueError as error:
-                problems.append(Problem(f"the record {path.name} cannot be understood: {error}; it is kept as it is"))
+            except (ValueError, OSError) as error:
+                why = error.strerror if isinstance(error, OSError) else error
+                text = f"the record {path.name} cannot be understood: {why}; it is kept as it is"
+                hint = f"snap-upgrade recover --abandon {shlex.quote(f'records/{path.name}')}"
+                problems.append(Problem(text, hint))
         return found, problems
 
     def join(self, volumes: dict[str, Volume]) -> Inventory:
@@ -137,11 +143,11 @@ class Records:
         missing = [record for record in found if record.uuid not in volumes]
         for record in missing:
             text = f"{record.name} is recorded, but its volume is gone: someone else deleted it"
-            problems.append(Problem(text, f"snap-upgrade destroy {record.name}"))
+            problems.append(Problem(text, f"snap-upgrade destroy {shlex.quote(record.name)}"))
         for one in owned:
             if one.volume.path != one.record.path:
                 text = f"{one.record.name} was moved by someone else from {one.record.path} to {one.volume.path}"
-                problems.append(Problem(text, severity="warning"))
+                problems.append(Problem(text, "snap-upgrade recover", "warning"))
         owned.sort(key=lambda one: (one.volume.created_generation, one.record.name))
         return Inventory(tuple(owned), tuple(missing), tuple(problems))
 

@@ -100,7 +100,7 @@ def test_a_typing_error_in_the_settings_closes_no_way_back(m: Machine) -> None:
 
 def test_a_package_that_was_broken_before_fails_no_image_update(m: Machine) -> None:
     fail(m)
-    su(m, "image-update", "--no-progress", "--be-name", "next", "--", "install", "-y", "good")
+    su(m, "image-update", "--no-progress", "--be-name", "later", "--", "install", "-y", "good")
     m.reboot()
     assert has(m, "good")
     assert "half-configured" in m.run(["dpkg-query", "-W", "-f", "${db:Status-Status}", "bad"]).stdout

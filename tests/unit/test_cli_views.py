@@ -108,12 +108,13 @@ def test_a_half_made_or_failed_environment_is_never_listed_as_complete(state: St
     assert listing.marks(listing.make_row(INITIAL, {}, None)) == ""
 
 
-def test_a_plain_row_has_seven_fields_whatever_the_name() -> None:
+def test_a_plain_row_has_eight_fields_whatever_the_name() -> None:
     row = replace(listing.make_row(record(D, "tab\there\nnewline\x1b[31m"), {}, None),
                   mountpoints=("/a\tb", "/c"), space=2048)  # fmt: skip
     line = listing.plain(row)
     fields = line.split("\t")
-    assert len(fields) == 7
+    assert len(fields) == 8
+    assert fields[6:] == ["ready", "environment"]
     assert "\n" not in line
     assert "\x1b" not in line
     assert fields[3] == "2048"
@@ -362,7 +363,8 @@ def test_a_hooks_file_that_makes_no_sense_is_reported_and_kept(tmp_path: Path, c
 
 
 STATUS: dict[str, Any] = {
-    "running": "initial", "next": "new", "default": "new", "pending": "new", "transactions": [],
+    "running": "initial", "next": "new", "default": "new", "pending": "new",
+    "packages_at_work": None, "transactions": [],
     "hooks": {"installed": True, "last_fired": {}},
     "space": {"total": 10 << 30, "available": 5 << 30, "unallocated": 1 << 30, "metadata_free": 1 << 20,
               "pending_volumes": 0},

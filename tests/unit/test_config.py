@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from pathlib import Path
 
@@ -58,6 +59,11 @@ def test_every_setting_can_be_set() -> None:
         ("reserve_mib = " + "9" * 5000, "whole number"),
         ("enabled = yes\nenabled = no", "second time"),
         ("= yes", "no setting"),
+        ("clone_nested = ../..", "inside the root"),
+        ("clone_nested = srv /var/../..", "inside the root"),
+        ("clone_nested = var//lib", "inside the root"),
+        ("clone_nested = ./var", "inside the root"),
+        ("clone_nested = /", "inside the root"),
     ],
 )
 def test_what_is_not_understood_names_file_and_line(text: str, why: str) -> None:
@@ -71,8 +77,16 @@ def test_a_file_that_cannot_be_read_as_text_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"enabled = \xff\n")
     with pytest.raises(UsageError, match="not UTF-8"):
         config.load(path)
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="not a regular file"):
         config.load(tmp_path)
+
+
+def test_a_pipe_in_the_place_of_the_file_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="not a regular file"):
+        config.load(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="not a regular file"):
+        config.load(Path("/dev/zero"))
 
 
 def test_the_file_we_ship_says_the_defaults() -> None:

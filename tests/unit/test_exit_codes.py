@@ -30,6 +30,7 @@ CLASSES = {
     "NoSpace": 3,
     "NothingToDo": 4,
     "FailedUnchanged": 5,
+    "NotStarted": 5,
     "NetworkFailed": 12,
     "SignatureFailed": 13,
     "FailedRestored": 6,

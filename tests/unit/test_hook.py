@@ -256,3 +256,28 @@ def test_trouble_that_cannot_be_logged_is_said(tmp_path: Path, capsys: pytest.Ca
     trouble.note(fd, "the watcher", "1", "it broke")
     os.close(fd)
     assert "the watcher, transaction 1: it broke" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "refuses"),
+    [
+        ("enabled = maybe\n", True),
+        ("enabled = maybe\non_no_snapshot = warn  # mine\n", False),
+        ("no equals sign\non_no_snapshot = refuse\n", True),
+        ("on_no_snapshot = warn\non_no_snapshot = refuse\n", True),
+        (None, True),
+    ],
+)
+def test_settings_that_are_wrong_still_say_whether_to_refuse(
+    text: str | None, refuses: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c"
+    monkeypatch.setattr(settings, "PATH", str(path))
+    if text is None:
+        os.mkfifo(path)
+    else:
+        path.write_text(text)
+    with pytest.raises(settings.BadSetting) as caught:
+        settings.load()
+    assert caught.value.refuses is refuses
+    assert str(path) in str(caught.value)

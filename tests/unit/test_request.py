@@ -179,3 +179,25 @@ def test_no_json_makes_the_reader_raise_anything_else(value: object) -> None:
         request.from_json(value)
     except BadRequest:
         pass
+
+
+@pytest.mark.parametrize(
+    ("options", "environ", "folder"),
+    [
+        ([], {}, "/var/lib/dpkg"),
+        (["--force-confold"], {}, "/var/lib/dpkg"),
+        (["--force-confold", "--root=/srv/r"], {}, "/srv/r/var/lib/dpkg"),
+        (["--root", "/srv/r/"], {}, "/srv/r/var/lib/dpkg"),
+        (["--root=/srv/r", "--admindir=/srv/db", "--force-confold"], {}, "/srv/db"),
+        (["--root=/"], {}, "/var/lib/dpkg"),
+        ([], {"DPKG_ROOT": "/srv/r"}, "/srv/r/var/lib/dpkg"),
+        ([], {"DPKG_ROOT": "/srv/r", "DPKG_ADMINDIR": "/srv/db"}, "/srv/db"),
+        (["--root=/"], {"DPKG_ROOT": "/srv/r"}, "/var/lib/dpkg"),
+    ],
+)  # fmt: skip
+def test_the_database_that_dpkg_will_work_on_is_read_from_the_request(
+    options: list[str], environ: dict[str, str], folder: str
+) -> None:
+    lines = "".join(f"DPkg::Options::={option}\n" for option in options)
+    parsed = parse_request(f"VERSION 3\nDir=/elsewhere\n{lines}\n".encode())
+    assert request.admin_dir(parsed.config, environ) == folder

@@ -79,10 +79,23 @@ def _activated(session: Session, steps: list[Step]) -> int:
     if session.is_dry_run:
         return errors.EXIT_DONE
     step = next(step for step in steps if isinstance(step, Activate))
-    once = f" once, then {step.back} again" if step.back else ""
-    drift = _drift(session.machine(), step.name)
-    return session.finish(f"{step.name} boots next{once}; what runs now stays until the reboot{drift}",
-                          "snap-upgrade cancel", **_done(steps))  # fmt: skip
+    machine = session.machine()
+    text = f"{step.name} boots next{_replaced(machine, step)}; what runs now stays until the reboot"
+    if step.back:
+        text = (
+            f"the next boot is into {step.name}, once{_replaced(machine, step)}; as soon as it is up, {step.back} is "
+            f"made to boot after it, and if it does not come up, {step.name} boots again; what runs now stays until "
+            "the reboot"
+        )
+    return session.finish(text + _drift(machine, step.name), "snap-upgrade cancel", **_done(steps))
+
+
+def _replaced(machine: Machine, step: Activate) -> str:
+    """Return what was pending until now and does not boot any more, as the rest of a sentence."""
+    inventory = manage.survey(machine)
+    running = inventory.by_uuid(machine.storage.layout().running.uuid)
+    is_pending = step.previous not in {"", step.name, step.back, running.record.name if running else ""}
+    return f", in the place of {step.previous}, which was pending and does not boot any more" if is_pending else ""
 
 
 def _drift(machine: Machine, name: str) -> str:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from snap_upgrade import journal, manage, nested
 from snap_upgrade.core import errors
-from snap_upgrade.core.model import Kind, Method, Problem, State
+from snap_upgrade.core.layout import look
+from snap_upgrade.core.model import Kind, Method, Problem, State, Volume
 from snap_upgrade.core.plan import PARTS, STATE
 from snap_upgrade.detect import NO_STATE
 from snap_upgrade.engine import is_owner_alive
-from snap_upgrade.system import command
+from snap_upgrade.system import command, files, mounts
 
 if TYPE_CHECKING:
     from snap_upgrade.actions import Machine
@@ -26,9 +27,13 @@ if TYPE_CHECKING:
 
 HOOK = "/usr/lib/snap-upgrade/apt-hook"
 CONF = "/etc/apt/apt.conf.d/80snap-upgrade"
-_REINSTALL = "apt-get install --reinstall snap-upgrade"
+# Without the option dpkg leaves a configuration file that somebody deleted as it is: deleted.
+_REINSTALL = "apt-get install -y --reinstall -o Dpkg::Options::=--force-confmiss snap-upgrade"
+_WHO_CLEARS = "grep -rniE 'clear|Pre-Install-Pkgs|Post-Invoke' /etc/apt/"
+_REPLACE = f"rm {CONF} && {_REINSTALL}"
 _ENTRIES = {"DPkg::Pre-Install-Pkgs::snap-upgrade": f"{HOOK} pre", "DPkg::Post-Invoke::snap-upgrade": f"{HOOK} post"}
 _VERSION = f"DPkg::Tools::Options::{HOOK}::Version"
+_ABANDON_FIRED = "snap-upgrade recover --abandon hooks.json"
 ERROR, WARNING = "error", "warning"
 
 
@@ -36,6 +41,7 @@ def problems(machine: Machine, inventory: Inventory) -> list[Problem]:
     """Return everything that needs attention, worst first."""
     found = [
         *_layout(machine),
+        *_next(machine, inventory),
         *_journals(machine),
         *inventory.problems,
         *_pointer(machine),
@@ -53,10 +59,25 @@ def problems(machine: Machine, inventory: Inventory) -> list[Problem]:
 
 def _layout(machine: Machine) -> list[Problem]:
     layout = machine.storage.layout()
-    found = [Problem(warning, severity=WARNING) for warning in layout.warnings]
+    found = [Problem(warning, look(warning), WARNING) for warning in layout.warnings]
     if layout.method is Method.NONE:
         found.append(Problem(f"no roll back can take effect here: {layout.refusal}", layout.hint))
     return found
+
+
+def _next(machine: Machine, inventory: Inventory) -> list[Problem]:
+    """Return that the next boot would end in nothing, or in something nobody chose."""
+    layout = machine.storage.layout()
+    if layout.method is Method.NONE:
+        return []
+    following = machine.storage.boots_next()
+    if following is None:
+        what = f"nothing boots next: somebody deleted the volume {layout.boot_path or 'that was the default'}"
+        return [Problem(what, "snap-upgrade cancel")]
+    if inventory.by_uuid(following.uuid) is None:
+        what = f"what boots next, the volume {following.path or 'of the top level'}, is not an environment of ours"
+        return [Problem(what, "snap-upgrade cancel", WARNING)]
+    return []
 
 
 def _journals(machine: Machine) -> list[Problem]:
@@ -90,7 +111,7 @@ def _unfinished(machine: Machine, inventory: Inventory) -> list[Problem]:
         record = owned.record
         if record.kind is Kind.ENVIRONMENT and record.state is State.BUILDING:
             found.append(Problem(f"{record.name} is half made and nobody is making it",
-                                 f"snap-upgrade destroy {record.name}"))  # fmt: skip
+                                 f"snap-upgrade destroy {shlex.quote(record.name)}"))  # fmt: skip
     return found
 
 
@@ -110,12 +131,24 @@ def _strangers(machine: Machine, inventory: Inventory) -> list[Problem]:
         if not volume.path.startswith(f"{STATE}/") or ("/" in name and not is_part) or volume.uuid in known:
             continue
         if folder == "kept":
-            found.append(Problem(f"the volume {volume.path} lay inside a destroyed environment and is kept",
-                                 "move what is needed out of it, then delete it", WARNING))  # fmt: skip
+            what = f"the volume {volume.path} lay inside a destroyed environment and is kept"
         elif folder in {"be", "snap"} and name and not busy:
-            found.append(Problem(f"the volume {volume.path} is in our folder, but not on record; it is left alone",
-                                 "if nobody needs it: btrfs subvolume delete", WARNING))  # fmt: skip
+            what = f"the volume {volume.path} is in our folder, but not on record; it is left alone"
+        else:
+            continue
+        found.append(Problem(what, _look_and_delete(machine, volume), WARNING))
     return found
+
+
+def _look_and_delete(machine: Machine, volume: Volume) -> str:
+    """Return how a person sees what is in a volume that is not ours to destroy, and how he deletes exactly this one."""
+    source = shlex.quote(mounts.mount_of(str(machine.root)).source)
+    place = f"/run/snap-upgrade/look-{volume.ident}"
+    # By number: it is never given to another volume, whoever moves or makes what meanwhile.
+    gone = [f"btrfs subvolume delete --subvolid {one.ident} /"
+            for one in (*machine.storage.nested(volume.uuid), volume)]  # fmt: skip
+    look_at = f"mount --mkdir -o ro,subvolid={volume.ident} {source} {place}"
+    return f"look at it with '{look_at}'; if nobody needs it, 'umount {place}' and '{' && '.join(gone)}'"
 
 
 def _left_behind(machine: Machine, inventory: Inventory) -> list[Problem]:
@@ -141,14 +174,32 @@ def _space(machine: Machine) -> list[Problem]:
 
 def _packages(machine: Machine) -> list[Problem]:
     if machine.manager is None:
-        return [Problem(f"no package manager that snap-upgrade knows is in {machine.root}", severity=WARNING)]
-    hint = "dpkg --configure -a, then apt-get -f install" if machine.manager.name == "apt" else ""
-    return [Problem(text, hint, WARNING) for text in machine.manager.broken(machine.root)]
+        what = f"no package manager that snap-upgrade knows is in {machine.root}; another environment may have one"
+        return [Problem(what, "snap-upgrade list", WARNING)]
+    # Asked before and after: what is half done while somebody is at it is not broken.
+    before = packages_at_work(machine)
+    found = machine.manager.broken(machine.root)
+    if not found or before or packages_at_work(machine):
+        return []
+    return [Problem(text, "dpkg --configure -a && apt-get -f install", WARNING) for text in found]
+
+
+def packages_at_work(machine: Machine) -> str:
+    """Return who is changing the packages of this root at this moment, empty if nobody is. No lock is taken."""
+    for name in ("lock-frontend", "lock"):  # aptitude takes only the second
+        if holder := files.lock_holder(machine.root / "var/lib/dpkg" / name):
+            return holder
+    for one in journal.open_journals(machine.state):
+        # Between two runs of dpkg aptitude holds neither.
+        if not isinstance(one, errors.StateDamaged) and one.entries.flow == "live" and is_owner_alive(one.entries):
+            return f"{one.entries.owner.name} (process {one.entries.owner.pid})"
+    return ""
 
 
 def _fallback(machine: Machine) -> list[Problem]:
     why = machine.loader.fallback_problem()
-    return [Problem(why, "after a bad boot choose another environment by hand", WARNING)] if why else []
+    what = f"{why}: after a bad boot choose another environment by hand"
+    return [Problem(what, "snap-upgrade list", WARNING)] if why else []
 
 
 # --- the hooks
@@ -161,7 +212,8 @@ def hook_files(machine: Machine) -> list[Problem]:
     found = []
     if not machine.config.enabled:
         found.append(Problem("the hooks are switched off by 'enabled = no': apt works unprotected",
-                             "set enabled = yes in /etc/snap-upgrade.conf", WARNING))  # fmt: skip
+                             "sed -i 's/^ *enabled *=.*/enabled = yes/' /etc/snap-upgrade.conf",
+                             WARNING))  # fmt: skip
     if not os.path.isfile(CONF):
         found.append(Problem(f"{CONF} is not there: apt does not know our hooks", _REINSTALL))
     if not os.access(HOOK, os.X_OK):
@@ -176,15 +228,15 @@ def hook_settings(dump: str) -> list[Problem]:
     for entry, call in _ENTRIES.items():
         value = values.get(entry.lower(), "")
         if not value:
-            found.append(Problem(f"apt's configuration has no {entry}: another file clears it", "apt-config dump"))
+            found.append(Problem(f"apt's configuration has no {entry}: another file clears it", _WHO_CLEARS))
         elif call not in value:
-            found.append(Problem(f"{entry} does not run {call}: {value}", _REINSTALL))
+            found.append(Problem(f"{entry} does not run {call}: {value}", _REPLACE))
         elif call.endswith("pre") and value.split()[0] != HOOK:
             # apt finds the protocol of a hook by its first word, and speaks the oldest to any other.
-            found.append(Problem(f"{entry} does not begin with {HOOK}: {value}", _REINSTALL))
+            found.append(Problem(f"{entry} does not begin with {HOOK}: {value}", _REPLACE))
     version = values.get(_VERSION.lower())
     if version != "3":
-        found.append(Problem(f"apt would speak protocol {version or 1} to our hook, not 3", _REINSTALL))
+        found.append(Problem(f"apt would speak protocol {version or 1} to our hook, not 3", _REPLACE))
     return found
 
 
@@ -214,10 +266,10 @@ def last_fired(state: Path) -> tuple[dict[str, Any], list[Problem]]:
     except FileNotFoundError:
         return {}, []
     except (ValueError, RecursionError) as error:
-        return {}, [Problem(f"hooks.json cannot be understood: {error}; it is kept as it is", severity=WARNING)]
+        return {}, [Problem(f"hooks.json cannot be understood: {error}; it is kept as it is", _ABANDON_FIRED, WARNING)]
     if not isinstance(data, dict):
         return {}, [Problem("hooks.json cannot be understood: it is not an object; it is kept as it is",
-                            severity=WARNING)]  # fmt: skip
+                            _ABANDON_FIRED, WARNING)]  # fmt: skip
     return data, []
 
 

@@ -14,7 +14,8 @@ from snap_upgrade.cli.output import columns, iso_time, local_time, visible
 from snap_upgrade.cli.session import Session
 from snap_upgrade.core import errors
 from snap_upgrade.core.names import shown
-from snap_upgrade.core.steps import describe
+from snap_upgrade.core.plan import GOOD
+from snap_upgrade.core.steps import Packages, describe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -135,8 +136,12 @@ def step_states(entries: Entries) -> list[dict[str, Any]]:
         if line["kind"] in {"started", "failed", "done", "undoing", "undone"}:
             states[line["step"]] = (line["kind"], str(line.get("error") or ""))
     found = []
+    verdict = entries.last("verdict")
     for number, step in enumerate(entries.steps()):
         state, error = states.get(number, ("planned", ""))
+        if isinstance(step, Packages) and verdict is not None and state in {"started", "done"}:
+            # The work is not a step that the engine does: whether it went well is what the verdict says.
+            state = "done" if verdict["verdict"] in {*GOOD, "unchanged"} else "failed"
         found.append({"step": number, "text": describe(step), "state": state, "error": error})
     return found
 

@@ -78,6 +78,7 @@ def gather(machine: Machine, inventory: Inventory, session: Session) -> list[Row
         session.out.note(f"{error.message}; see 'snap-upgrade status'")
         default = None
     records = {one.record.uuid: one.record for one in inventory.owned} | {one.uuid: one for one in inventory.missing}
+    mounted = machine.storage.mount_points(owned.volume for owned in inventory.owned)
     rows = []
     for owned in inventory.owned:
         record = owned.record
@@ -86,7 +87,7 @@ def gather(machine: Machine, inventory: Inventory, session: Session) -> list[Row
             replace(
                 row,
                 active=active_flags(record.uuid, running, following.uuid if following else None, default),
-                mountpoints=tuple(str(path) for path in machine.storage.mounted_at(record.uuid)),
+                mountpoints=tuple(str(path) for path in mounted.get(record.uuid, ())),
                 path=owned.volume.path,
             )
         )
@@ -140,11 +141,12 @@ def active_flags(uuid: str, running: str, following: str | None, default: str | 
 def _nested(machine: Machine, inventory: Inventory, record: Record) -> list[Row]:
     """Return a row for each volume inside *record* that has no record of its own: it is listed and left alone."""
     found = []
-    for volume in reversed(machine.storage.nested(record.uuid)):
-        if inventory.by_uuid(volume.uuid) is None:
-            mounted = tuple(str(path) for path in machine.storage.mounted_at(volume.uuid))
-            found.append(
-                Row(volume.path, volume.uuid, NESTED, "", mounted, machine.storage.exclusive_bytes(volume.uuid), 0.0,
+    nested = [one for one in machine.storage.nested(record.uuid) if inventory.by_uuid(one.uuid) is None]
+    mounted = machine.storage.mount_points(nested) if nested else {}
+    for volume in reversed(nested):
+        places = tuple(str(path) for path in mounted.get(volume.uuid, ()))
+        found.append(
+                Row(volume.path, volume.uuid, NESTED, "", places, machine.storage.exclusive_bytes(volume.uuid), 0.0,
                     record.name, record.uuid, None, "", False, False, "not ours, left alone", volume.path)
             )  # fmt: skip
     return found
@@ -182,6 +184,7 @@ def plain(row: Row) -> str:
         iso_time(row.created),
         shown(row.origin) if row.origin else "-",
         row.state or NESTED,
+        row.kind,
     )
     return "\t".join(cells)
 

@@ -76,6 +76,9 @@ def foreground(session: Session, argv: list[str], folder: str = "/") -> int:
         if session.out.is_json:
             os.dup2(2, 1)
         return command.interact(argv, cwd=folder)
+    except OSError as error:
+        # A script whose interpreter is not there, a file that is no program: Linux says so when it is to begin.
+        raise errors.NotStarted(f"{argv[0]} cannot be run: {error.strerror}; nothing was changed") from error
     finally:
         os.dup2(own_output, 1)
         os.close(own_output)
@@ -130,7 +133,17 @@ def run_command(session: Session) -> int:
 
 def _program(session: Session, word: str) -> str:
     """Return the program *word*: a path is the caller's, a bare name is looked up on the fixed PATH."""
-    return str(Path(session.folder, word)) if "/" in word else command.find_program(word)
+    if "/" not in word:
+        return command.find_program(word)
+    path = Path(session.folder, word)
+    why = "there is no such file" if not path.exists() else "it is no file" if not path.is_file() else ""
+    if not why and not os.access(path, os.X_OK):
+        why = "it is not executable"
+    if why:
+        raise errors.FailedUnchanged(
+            f"{path} cannot be run: {why}; nothing was changed", f"ls -l {shlex.quote(str(path))}"
+        )
+    return str(path)
 
 
 def own_arguments(words: list[str]) -> list[str]:

@@ -144,7 +144,7 @@ def _nothing(parser: argparse.ArgumentParser) -> None:
 
 def _list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-H", dest="is_plain", action="store_true",
-                        help="for scripts: no header, tabs, ISO times, bytes")  # fmt: skip
+                        help="for scripts: no header, tabs, ISO times, bytes; state and kind follow")  # fmt: skip
     parser.add_argument("-a", "--all", action="store_true",
                         help="snapshots and nested subvolumes too")  # fmt: skip
     parser.add_argument("-s", "--snapshots", action="store_true", help="snapshots only")
@@ -215,8 +215,9 @@ def _describe(parser: argparse.ArgumentParser) -> None:
 def _recover(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--boot", action="store_true",
                         help="as the boot does it: also return from 'activate -t'")  # fmt: skip
-    parser.add_argument("--abandon", metavar="ID", default="",
-                        help="close the open transaction ID as it is; nothing is undone")  # fmt: skip
+    parser.add_argument("--abandon", metavar="ID|FILE", default="",
+                        help="close the open transaction ID as it is, nothing is undone; or put aside a file of "
+                        "ours that 'status' calls damaged")  # fmt: skip
 
 
 def _image_update(parser: argparse.ArgumentParser) -> None:
@@ -262,14 +263,14 @@ COMMANDS: tuple[Command, ...] = (
         "list", "listing:run_list", "list the environments",
         "List boot environments. Active: N is running now, R boots on reboot, T boots next only.",
         "examples:\n  snap-upgrade list -a            with snapshots and nested subvolumes\n"
-        "  snap-upgrade list -H            for scripts: name, active, mountpoint, space, created, origin",
+        "  snap-upgrade list -aH           for scripts: name, active, mountpoint, space, created, origin, state, kind",
         _list,
     ),
     Command(
         "status", "status:run_status", "what runs, what boots next, what needs attention",
         "Show what runs and what boots next, open transactions, the hooks, space, and each problem with the command "
         "that mends it.",
-        "exit code 9 says that interrupted work waits for 'snap-upgrade recover'",
+        "exit code 9: interrupted work waits for 'snap-upgrade recover'; 11: something is wrong, and a person must look",
         _nothing,
     ),
     Command(

@@ -42,7 +42,8 @@ def run_recover(session: Session) -> int:
         done = flows.recover(machine, engine)
         damaged = [found for found in journal.open_journals(machine.state) if isinstance(found, errors.StateDamaged)]
         steps = _after_boot(session, machine, engine) if is_boot else []
-    return _tell(session, done, steps, damaged)
+        moved = [] if is_boot else manage.follow_moves(machine)
+    return _tell(session, done, steps, damaged, moved)
 
 
 def _after_boot(session: Session, machine: Machine, engine: Engine) -> list[Step]:
@@ -55,9 +56,10 @@ def _after_boot(session: Session, machine: Machine, engine: Engine) -> list[Step
 
 
 def _abandon(session: Session, machine: Machine, ident: str) -> int:
-    if not (ident.isascii() and ident.isdecimal()):
-        raise errors.UsageError(f"{ident!r} is not the number of a transaction", "snap-upgrade status")
-    ident = str(int(ident))
+    if ident.isascii() and ident.isdecimal():
+        ident = str(int(ident))
+    if ident not in _open_idents(machine):
+        return _abandon_file(session, machine, ident)
     if session.is_dry_run:
         session.show_plan([], transactions=[{"id": ident, "way": "abandon"}])
         session.out.say(f"transaction {ident} would be closed as it is")
@@ -69,6 +71,23 @@ def _abandon(session: Session, machine: Machine, ident: str) -> int:
     with engine.exclusive(session.command):
         engine.abandon(ident)
     return session.finish(f"transaction {ident} is closed as it was", "snap-upgrade status")
+
+
+def _open_idents(machine: Machine) -> set[str]:
+    return {str(number) for number in journal.numbers(machine.state / "journal")}
+
+
+def _abandon_file(session: Session, machine: Machine, what: str) -> int:
+    """Put aside a closed journal, a record or another small file of ours that cannot be understood."""
+    if session.is_dry_run:
+        session.show_plan([], files=[what])
+        session.out.say(f"{what} would be put aside, if it cannot be understood")
+        return errors.EXIT_DONE
+    if not (session.options.yes or session.ask(f"Put {what} aside? It is kept, and not looked at any more.")):
+        return session.finish("nothing was changed", code=errors.EXIT_NOTHING_TO_DO)
+    with Engine(machine).exclusive(session.command):
+        manage.set_aside(machine, what)
+    return session.finish(f"{what} is put aside", "snap-upgrade status")
 
 
 def _preview(session: Session, machine: Machine) -> int:
@@ -100,24 +119,29 @@ _WAYS = {
 }
 
 
-def _tell(session: Session, done: list[Recovered], steps: list[Step], damaged: list[errors.StateDamaged]) -> int:
+def _tell(
+    session: Session, done: list[Recovered], steps: list[Step], damaged: list[errors.StateDamaged], moved: list[str]
+) -> int:
     if damaged:
         for one in done:
             session.out.say(sentence(one))
         raise damaged[0]
-    if not done and not steps:
+    if not (done or steps or moved):
         raise errors.NothingToDo(_NOTHING)
     if session.out.is_json:
         session.out.json({
             "exit_code": errors.EXIT_DONE,
             "transactions": [asdict(one) for one in done],
             "steps": [describe(step) for step in steps],
+            "moved": moved,
         })  # fmt: skip
         return errors.EXIT_DONE
     for one in done:
         session.out.say(sentence(one))
     for step in steps:
         session.out.say(f"at boot: {describe(step)}")
+    for text in moved:
+        session.out.say(text)
     return errors.EXIT_DONE
 
 

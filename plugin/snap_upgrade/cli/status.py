@@ -30,7 +30,7 @@ def run_status(session: Session) -> int:
     machine = session.machine()
     inventory = manage.survey(machine)
     data = gather(machine, inventory)
-    code = errors.EXIT_INTERRUPTED if health.interrupted(machine) else errors.EXIT_DONE
+    code = worst(machine, [problem["severity"] for problem in data["problems"]])
     if session.out.is_json:
         session.out.json({"exit_code": code, **data})
         return code
@@ -48,6 +48,7 @@ def gather(machine: Machine, inventory: Inventory) -> dict[str, Any]:
     return {
         **selection(machine, inventory),
         "transactions": _open_transactions(machine),
+        "packages_at_work": health.packages_at_work(machine) or None,
         "hooks": {
             "installed": not health.hook_files(machine),
             "last_fired": fired,
@@ -127,6 +128,8 @@ def status_lines(data: dict[str, Any], now: float) -> list[str]:
     for one in data["transactions"]:
         how = "interrupted" if one["is_interrupted"] else f"at work, {one['program']} (process {one['process']})"
         lines.append(f"open:      transaction {one['id']} ({one['flow']}), {shown(how)}")
+    if data["packages_at_work"]:
+        lines.append(f"packages:  being changed by {shown(data['packages_at_work'])}")
     lines.append("hooks:     " + ("installed" if data["hooks"]["installed"] else "not installed"))
     for front_end, when in sorted(data["hooks"]["last_fired"].items()):
         lines.append(f"           {shown(front_end)}: {fired_text(when)}")
@@ -178,8 +181,11 @@ def check_code(machine: Machine, found: list[Problem]) -> int:
     """Return what the findings come to."""
     if machine.storage.layout().method is Method.NONE:
         return errors.EXIT_REFUSED
+    return worst(machine, [problem.severity for problem in found])
+
+
+def worst(machine: Machine, severities: list[str]) -> int:
+    """Return the exit code for findings of these *severities*."""
     if health.interrupted(machine):
         return errors.EXIT_INTERRUPTED
-    if any(problem.severity == health.ERROR for problem in found):
-        return errors.EXIT_NEEDS_PERSON
-    return errors.EXIT_DONE
+    return errors.EXIT_NEEDS_PERSON if health.ERROR in severities else errors.EXIT_DONE

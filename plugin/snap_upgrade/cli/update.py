@@ -22,6 +22,10 @@ from snap_upgrade.flows import ImageUpdate, Result
 if TYPE_CHECKING:
     from snap_upgrade.actions import Machine
 
+# Options of apt-get whose value is the next word.
+_WITH_VALUE = frozenset({"-o", "--option", "-c", "--config-file", "-t", "--target-release", "--default-release",
+                         "-a", "--host-architecture", "-P", "--build-profiles"})  # fmt: skip
+
 
 def run_image_update(session: Session) -> int:
     """Upgrade a clone, or with -R the environment mounted there."""
@@ -50,7 +54,18 @@ def request_of(session: Session) -> Request:
     """Return what is asked of the package manager."""
     arguments = tuple(own_arguments(session.options.arguments))
     conffiles = Conffiles(session.options.conffiles or config.load().conffiles)
-    return Request(Verb.CUSTOM if arguments else Verb.UPGRADE, (), arguments, conffiles)
+    return Request(Verb.CUSTOM if has_verb(arguments) else Verb.UPGRADE, (), arguments, conffiles)
+
+
+def has_verb(arguments: tuple[str, ...]) -> bool:
+    """Whether apt-get's *arguments* say what it is to do; options alone only say how."""
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("-"):
+            return True
+        if word in _WITH_VALUE:
+            next(words, None)
+    return False
 
 
 def update_with_program(session: Session, program: tuple[str, ...]) -> int:

@@ -92,6 +92,12 @@ class SignatureFailed(FailedUnchanged):
     message_id = "signature"
 
 
+class NotStarted(FailedUnchanged):
+    """The program that was to do the work could not be started at all."""
+
+    message_id = "not-started"
+
+
 class FailedRestored(SnapUpgradeError):
     """The operation failed; the environment was restored and compared."""
 

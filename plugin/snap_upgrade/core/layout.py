@@ -168,7 +168,7 @@ def decide(facts: Facts) -> Layout:
         boot_path=boot_path,
         refusal=refusal,
         hint=hint,
-        warnings=tuple(_warnings(facts, method, boot_path)),
+        warnings=tuple(_warnings(facts, method)),
     )
 
 
@@ -243,7 +243,7 @@ def _fixed_hint(selection: Selection, facts: Facts) -> str:
     return "remove subvolid= there, so that the default subvolume decides"
 
 
-def _warnings(facts: Facts, method: Method, boot_path: str | None) -> list[str]:
+def _warnings(facts: Facts, method: Method) -> list[str]:
     """Return what is true and should be known, but stops nothing."""
     warnings = []
     if "/boot" in facts.elsewhere:
@@ -259,7 +259,18 @@ def _warnings(facts: Facts, method: Method, boot_path: str | None) -> list[str]:
     root = [word[5:] for word in kernel_words(facts.kernel_line) if word.startswith("root=")]
     if root and root[-1].startswith(("PARTUUID=", "PARTLABEL=")) and not is_ours(root[-1], facts):
         warnings.append(f"the kernel command line says root={root[-1]}, which is not known to be this file system")
-    pending = boot_path is not None and boot_path != facts.running.path
-    if pending or (method is Method.SET_DEFAULT and facts.default_id != facts.running.ident):
-        warnings.append("what boots next is not the running root")
     return warnings
+
+
+def look(warning: str) -> str:
+    """Return the command that shows what *warning* speaks of: most are no fault, and nothing of ours mends them."""
+    return next(command for words, command in _LOOKS if words in warning)
+
+
+_LOOKS = (
+    ("/boot lies", "findmnt --target /boot"),
+    ("GRUB does", "grep -n subvol /boot/grub/grub.cfg"),
+    ("read-only volume", "btrfs property get -ts / ro"),
+    ("/etc/fstab", "cat /etc/fstab"),
+    ("", "cat /proc/cmdline"),
+)

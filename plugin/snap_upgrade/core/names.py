@@ -13,6 +13,8 @@ from snap_upgrade.core.errors import UsageError
 
 MAX_BYTES = 200  # leaves room for the suffix of an environment that is kept aside, within the 255 of a file name
 RESERVED = frozenset({"last", "-"})
+# What commands and messages mean by these words. An environment that is called so already keeps its name.
+WORDS = frozenset({"running", "next", "default", "pending"})
 
 # Made by transactions. Were a user's environment called so, the end of that transaction would destroy it.
 _TRANSACTIONS_OWN = re.compile(r"(snap|before|failed)-[0-9]+")
@@ -23,6 +25,8 @@ def check_name(name: str) -> str:
     problem = name_problem(name)
     if problem is None and _TRANSACTIONS_OWN.fullmatch(name):
         problem = "transactions give such names themselves"
+    if problem is None and name in WORDS:
+        problem = "the word has a meaning of its own"
     if problem:
         raise UsageError(
             f"{name!r} cannot name a boot environment: {problem}", "choose another name, such as 2026-11-21"

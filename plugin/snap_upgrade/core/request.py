@@ -8,11 +8,12 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
 # The last word of a line instead of the path of an archive.
 _MARKS = {"**REMOVE**": "remove", "**CONFIGURE**": "configure"}
+ADMIN_DIR = "var/lib/dpkg"
 _COMPARISONS = ("<", "=", ">")
 _MULTI_ARCH = ("none", "no", "same", "foreign", "allowed")
 
@@ -100,11 +101,34 @@ def parse_request(data: bytes) -> Request:
         key, equals, value = line.partition("=")
         if not equals:
             raise BadRequest(f"the request of the package manager has the configuration line {line[:60]!r}")
-        config[unquote(key)] = unquote(value)
+        key, value = unquote(key), unquote(value)
+        # The items of a list all have the same key.
+        config[key] = f"{config[key]}\n{value}" if key.endswith("::") and key in config else value
     else:
         raise BadRequest("the request of the package manager ends before its list of packages")
     parse = _line_3 if version == 3 else _line_2
     return Request(version, config, config.get("CommandLine::AsString", ""), merge([[parse(line) for line in body]]))
+
+
+def admin_dir(config: dict[str, str], environ: Mapping[str, str]) -> str:
+    """Return the folder of the package database that dpkg will work on, as apt's *config* and the environment tell it.
+
+    ``-o Dir=`` alone is not among it: apt then reads one root, and dpkg changes the other.
+    """
+    folder = environ.get("DPKG_ADMINDIR", "")
+    root = environ.get("DPKG_ROOT", "")
+    if not folder:
+        folder = f"{root.rstrip('/')}/{ADMIN_DIR}" if root else f"/{ADMIN_DIR}"
+    options = next((value for key, value in config.items() if key.lower() == "dpkg::options::"), "").split("\n")
+    for number, option in enumerate(options):
+        name, equals, value = option.partition("=")
+        if not equals:
+            value = options[number + 1] if number + 1 < len(options) else ""
+        if name == "--root":
+            folder = f"{value.rstrip('/')}/{ADMIN_DIR}"
+        elif name == "--admindir":
+            folder = value
+    return folder
 
 
 def unquote(text: str) -> str:

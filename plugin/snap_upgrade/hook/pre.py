@@ -78,13 +78,23 @@ def _decide(data: bytes) -> int:
     try:
         known = settings.load()
     except settings.BadSetting as error:
-        if is_own:
-            return _go_on(str(error), is_own)
-        return _say(f"{error}: refusing the transaction")
-    if not known.is_enabled or _is_chroot():
+        if is_own or not error.refuses:
+            return _go_on(f"no snapshot is made ({error})", is_own)
+        _say(f"{error}: refusing the transaction")
+        return _say("to go on without a snapshot: apt-get -o DPkg::Pre-Install-Pkgs::snap-upgrade= ...")
+    if not known.is_enabled:
+        return 0
+    if _is_chroot():
+        # A build's log need not have it; a person who upgrades a system from a rescue medium must not trust in us.
+        if os.isatty(2):
+            _say("this root is a chroot: what is done here is not protected, no snapshot is made")
         return 0
     if asked is None:
         return _refuse(problem, known.refuses)
+    elsewhere = request.admin_dir(asked.config, os.environ)
+    if not _is_same(elsewhere, f"/{request.ADMIN_DIR}"):
+        _say(f"dpkg is told to work on the database in {elsewhere}, not on this system's: no snapshot is made")
+        return 0
     refuses = known.refuses and not is_own
     _signal.alarm(known.hook_timeout_s)
     try:
@@ -109,7 +119,11 @@ def _take_request() -> bytes:
     parts = []
     while part := os.read(fd, 1 << 16):
         parts.append(part)
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:  # a chroot with an empty /dev is none of our affair
+        null, writer = os.pipe()
+        os.close(writer)
     os.dup2(null, fd)
     os.close(null)
     return b"".join(parts)
@@ -120,12 +134,24 @@ def _is_chroot() -> bool:
     try:
         first, ours = os.stat("/proc/1/root"), os.stat("/")
     except FileNotFoundError:
-        _say("/proc is not mounted, this is taken for a chroot: no snapshot is made")
-        return True
+        return True  # /proc is not mounted
     except PermissionError:
         _say("the root of process 1 cannot be seen, so this may be a chroot; it is taken for none")
         return False
     return (first.st_dev, first.st_ino) != (ours.st_dev, ours.st_ino)
+
+
+def _is_same(folder: str, other: str) -> bool:
+    """Whether the two are one folder. Where ours is missing nothing else can be told from it."""
+    try:
+        wanted = os.stat(other)
+    except FileNotFoundError:
+        return True
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)
 
 
 def _stop(number: int, _frame: object) -> NoReturn:
@@ -344,11 +370,9 @@ def _take(folder: int, root: int, ident: str, running: str, wanted: tuple[str, .
     if wanted:
         from snap_upgrade.hook import nested
 
-        parts = nested.take(folder, root, ident, wanted)
+        nested.record(folder, ident, nested.take(folder, root, ident, wanted))
     state.enrol(folder, uuid, "snapshot", f"snap-{ident}", f"{state.STATE}/snap/{ident}", running, ident)
     failpoint.reach("hook.record.written")
-    if wanted:
-        nested.record(folder, ident, parts)
     return uuid
 
 

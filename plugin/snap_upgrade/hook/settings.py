@@ -5,7 +5,10 @@ The rule: a setting of ours with a value that has no meaning is an error; what i
 
 from __future__ import annotations
 
+import os
+
 PATH = "/etc/snap-upgrade.conf"
+_KIND, _REGULAR = 0o170000, 0o100000  # S_IFMT, S_IFREG: the module stat is not loaded for two numbers
 
 _CHOICES = {
     "enabled": ("yes", "no"),
@@ -17,7 +20,11 @@ _CHOICES = {
 
 
 class BadSetting(ValueError):
-    """The configuration file says something that has no meaning."""
+    """The configuration file says something that has no meaning. ``refuses``: what it nevertheless clearly says."""
+
+    def __init__(self, message: str, refuses: bool = True) -> None:
+        super().__init__(message)
+        self.refuses = refuses
 
 
 class Settings:
@@ -59,9 +66,33 @@ def parse(text: str) -> Settings:
 def load() -> Settings:
     """Return the settings of this machine; a file that is not there means the defaults."""
     try:
-        with open(PATH, encoding="utf-8") as file:
-            return parse(file.read())
+        text = _read()
     except FileNotFoundError:
         return parse("")
     except (OSError, UnicodeDecodeError) as error:
         raise BadSetting(f"{PATH} cannot be read: {error}") from error
+    try:
+        return parse(text)
+    except BadSetting as error:
+        error.refuses = not _says_warn(text)
+        raise
+
+
+def _says_warn(text: str) -> bool:
+    """Whether *text*, which is not right as a whole, says once and rightly that operations go on without a snapshot."""
+    lines = (line.partition("#")[0].partition("=") for line in text.splitlines())
+    return [value.strip() for key, _, value in lines if key.strip() == "on_no_snapshot"] == ["warn"]
+
+
+def _read() -> str:
+    """Return the text of the file; a pipe in its place must not keep apt waiting for a writer."""
+    fd = os.open(PATH, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_mode & _KIND != _REGULAR:
+            raise BadSetting(f"{PATH} is not a regular file")
+        parts = []
+        while part := os.read(fd, 1 << 16):
+            parts.append(part)
+    finally:
+        os.close(fd)
+    return b"".join(parts).decode()

@@ -6,7 +6,7 @@ records and knows no transactions; those are the engine's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
@@ -82,6 +82,10 @@ class Storage(Protocol):
 
     def mounted_at(self, uuid: str) -> list[Path]:
         """Return where the volume is mounted in this mount namespace."""
+        ...
+
+    def mount_points(self, volumes: Iterable[Volume]) -> dict[str, list[Path]]:
+        """Return the same for many volumes by uuid, at the cost of one; what is not mounted is left out."""
         ...
 
     def opened(self, uuid: str) -> AbstractContextManager[Path]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import uuid as uuids
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -504,11 +504,17 @@ class BtrfsStorage:
     def mounted_at(self, uuid: str) -> list[Path]:
         """Return where the volume as a whole is mounted in this mount namespace."""
         volume = self._find(uuid)
-        if volume is None:
-            return []
-        device, root = self._fs_device(), f"/{volume.path}"
-        found = [m for m in mounts.mounts() if m.device == device and m.subvolume_id == volume.ident and m.root == root]
-        return [Path(m.point) for m in found]
+        return [] if volume is None else self.mount_points([volume]).get(uuid, [])
+
+    def mount_points(self, volumes: Iterable[Volume]) -> dict[str, list[Path]]:
+        """Return where each of *volumes* is mounted as a whole, by uuid; read once for all of them."""
+        device = self._fs_device()
+        known = {(volume.ident, f"/{volume.path}"): volume.uuid for volume in volumes}
+        found: dict[str, list[Path]] = {}
+        for mount in (one for one in mounts.mounts() if one.device == device):
+            if uuid := known.get((mount.subvolume_id or 0, mount.root)):
+                found.setdefault(uuid, []).append(Path(mount.point))
+        return found
 
     @contextmanager
     def opened(self, uuid: str) -> Iterator[Path]:

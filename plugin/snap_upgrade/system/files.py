@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ TEMPORARY = ".new"
 RECOVERY = "snap-upgrade recover"
 UNNAMED = "another snap-upgrade"  # it has the lock since an instant, and has not said who it is
 _POLL_S = 0.05
+_FLOCK = "@hhqqi4x"  # struct flock: type, whence, start, length, pid
 
 
 def sync_dir(path: Path) -> None:
@@ -119,6 +121,27 @@ def unlock(descriptor: int) -> None:
             os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+def lock_holder(path: Path) -> str:
+    """Return who holds a lock of record (POSIX or OFD) on the file *path*, empty if nobody does. It is not taken."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return ""
+    try:
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+    finally:
+        os.close(descriptor)
+    if kind == fcntl.F_UNLCK:
+        return ""
+    if pid <= 0:
+        return "another snap-upgrade"  # the lock of an open file names no process; those are ours
+    try:
+        return f"{Path(f'/proc/{pid}/comm').read_text(encoding='utf-8', errors='replace').strip()} (process {pid})"
+    except (FileNotFoundError, ProcessLookupError):
+        return f"process {pid}"
 
 
 @contextmanager
