@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from snap_upgrade.cli.main import build_parser, main
-from snap_upgrade.cli.parser import COMMANDS, EXIT_CODES
+from snap_upgrade.cli.parser import COMMANDS, EXIT_CODES, parse
 from snap_upgrade.cli.recover import sentence
 from snap_upgrade.cli.update import request_of
 from snap_upgrade.core import errors
@@ -81,6 +82,31 @@ def test_global_options_mean_the_same_before_and_after_the_command(name: str) ->
         False,
         "auto",
     )
+
+
+@pytest.mark.parametrize("name", [*commands(), "image_update", "nothing"])
+@pytest.mark.parametrize("more", [[], ["list"], ["--", "list", "-x"], ["--bad"], ["--fresh"], ["too", "much"]])
+def test_a_command_line_means_the_same_whatever_parsers_were_made_for_it(name: str, more: list[str]) -> None:
+    words = [*GLOBALS, name, *ARGUMENTS.get(name, []), *more]
+    assert meaning(parse, words) == meaning(build_parser().parse_args, words)
+
+
+def meaning(read: Callable[[list[str]], argparse.Namespace], words: list[str]) -> object:
+    """Return what came of reading *words*: the options, or what was said against them."""
+    try:
+        return vars(read(words))
+    except errors.UsageError as error:
+        return error.message, error.hint
+
+
+@pytest.mark.parametrize("words", [["-h", "list"], ["-nh", "list"], ["--help", "list"], ["list", "-h"]])
+def test_help_is_whole_whatever_parsers_were_made(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(words)
+    told = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(words)
+    assert told == capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=commands())

@@ -6,7 +6,7 @@ The rule: of ours this module imports the errors and the version only. A command
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -83,8 +83,27 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message, f"{self.prog} --help")
 
 
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Return what *words* ask for; raise UsageError.
+
+    The parsers of two dozen commands take longer to make than most commands to run: first only those are made whose
+    names are among the words. What is refused then, and help, comes from the whole.
+    """
+    named = [command for command in COMMANDS if not {command.name, *command.aliases}.isdisjoint(words)]
+    if named and not any(word.startswith("-") and "h" in word for word in words):
+        try:
+            return _parser_of(named).parse_args(words)
+        except UsageError:
+            pass
+    return build_parser().parse_args(words)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line; the manual and the completions are made from it too."""
+    return _parser_of(COMMANDS)
+
+
+def _parser_of(chosen: Sequence[Command]) -> argparse.ArgumentParser:
     parser = Parser(
         prog=PROGRAM,
         description=_DESCRIPTION,
@@ -94,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_globals(parser, is_top=True)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
-    for command in COMMANDS:
+    for command in chosen:
         sub = commands.add_parser(
             command.name,
             aliases=command.aliases,

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from snap_upgrade.core import request as requests
 from snap_upgrade.core import verdict
+from snap_upgrade.core.dpkgdb import Database
 from snap_upgrade.core.errors import FailedUnchanged, InternalError, NetworkFailed, NothingToDo, Refused
 from snap_upgrade.core.packages import Conffiles, Outcome, PackageChange, PackagePlan, Report, Request, Root, Verb
 from snap_upgrade.core.request import Target
@@ -67,6 +68,7 @@ _ENDED = {
 class _Planned:
     """What a request means for an environment in one state."""
 
+    database: Database
     targets: list[Target]
     archives: list[apt_plan.Archive]
     growth: int
@@ -124,7 +126,7 @@ class Apt:
         """Fetch all packages of *request*; those that are complete are kept in *archives* also if one fails."""
         planned = self._plan(root, request)
         what = "download the packages"
-        lent = apt_archives.lend(archives, root.path, planned.archives)
+        lent = apt_archives.lend(archives, root, planned.archives)
         if len(lent) == len(planned.archives):
             # All is there, or in a source that is a folder: no need to open the lists once more to hear that.
             apt_archives.discard(root.path, lent)
@@ -143,8 +145,8 @@ class Apt:
         """Do *request* without fetching anything, and judge the result by dpkg's database and ``apt-get check``."""
         planned = self._plan(root, request)
         self._plans.clear()
-        before = apt_judge.note(root.path)
-        lent = apt_archives.lend(archives, root.path, planned.archives)
+        before = apt_judge.note(root.path, planned.database)
+        lent = apt_archives.lend(archives, root, planned.archives)
         options, env = _POLICY[request.conffiles]
         argv = [*_APT, *_OFFLINE, *(_UNSYNCED if root.is_disposable else [])]
         for option in options:
@@ -182,7 +184,7 @@ class Apt:
         except requests.BadRequest as error:
             raise InternalError(f"the journal has a request that cannot be read: {error}") from error
         noted = replace(apt_judge.note(before), marks=apt_judge.marks_of(before, since))
-        judged, proof, native = apt_judge.judge(targets, noted, after, exit_status)
+        judged, proof, native = apt_judge.judge(targets, noted, after, apt_judge.read_database(after), exit_status)
         return apt_judge.outcome(judged, proof, native, [], apt_judge.new_leftovers(noted, after))
 
     def live_command(self, request: Request) -> list[str]:
@@ -248,7 +250,7 @@ class Apt:
         native, growth = apt_plan.native_architecture(database), apt_plan.parse_growth(listed)
         status = within(root.path, "var/lib/dpkg/status").read_text(encoding="utf-8", errors="replace")
         written = apt_plan.written_bytes(targets, growth, status)
-        return _Planned(targets, apt_plan.parse_uris(listed), growth, written, native)
+        return _Planned(database, targets, apt_plan.parse_uris(listed), growth, written, native)
 
     def _query(self, root: Root, argv: list[str], request: Request) -> str:
         done = chroot.run(root, argv, limits=self.limits)
@@ -328,9 +330,9 @@ def _outcome(
     said: list[str],
 ) -> Outcome:
     """Judge a run in an environment that can be thrown away: here every doubt is a failure."""
-    if targets:
-        targets = apt_plan.settle(targets, before.database, apt_judge.read_database(root))
-    judged, proof, native = apt_judge.judge(targets, before, root, done.status)
+    now = apt_judge.read_database(root)
+    targets = apt_plan.settle(targets, before.database, now)
+    judged, proof, native = apt_judge.judge(targets, before, root, now, done.status)
     reasons = [f"{program} did not come to its end: {_ENDED[done.end]}"] if done.end in _ENDED else []
     if judged.kind == verdict.UNCHANGED and targets:
         _raise_if_not_fetched(done)

@@ -14,16 +14,17 @@ import fcntl
 import hashlib
 import os
 import pwd
-import shutil
-import tempfile
 from pathlib import Path
 
+from snap_upgrade.core.packages import Root
 from snap_upgrade.packages.apt_plan import Archive
 from snap_upgrade.system.files import sync_dir
 
 _FICLONE = 0x40049409
 _NOT_SHARED = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM)
 _CACHE = "var/cache/apt/archives"
+_PIECE = 1 << 20
+_INTACT: set[tuple[int, int, int, int, str]] = set()
 _HASHES = {"MD5Sum": "md5", "SHA1": "sha1", "SHA256": "sha256", "SHA512": "sha512"}
 
 
@@ -73,14 +74,14 @@ def _fetcher(root: Path) -> int:
     return pwd.getpwuid(0).pw_uid
 
 
-def lend(shared: Path, root: Path, wanted: list[Archive]) -> list[str]:
+def lend(shared: Path, root: Root, wanted: list[Archive]) -> list[str]:
     """Put what *shared* has of *wanted* into the environment; return the names that were put there."""
-    cache = cache_of(root)
+    cache = cache_of(root.path)
     lent = []
     for archive in wanted:
         source, target = shared / archive.name, cache / archive.name
         if not target.exists() and _is_intact(source, archive):
-            _copy(source, target)
+            _copy(source, target, is_durable=not root.is_disposable)
             lent.append(archive.name)
     return lent
 
@@ -95,7 +96,7 @@ def take_back(root: Path, shared: Path, wanted: list[Archive]) -> None:
     for archive in wanted:
         source, target = cache / archive.name, shared / archive.name
         if _is_intact(source, archive) and not _is_intact(target, archive):
-            _copy(source, target)
+            _copy(source, target, is_durable=True)
             taken = True
     if taken:
         sync_dir(shared)
@@ -109,35 +110,44 @@ def discard(root: Path, names: list[str]) -> None:
 
 
 def _is_intact(path: Path, archive: Archive) -> bool:
-    """Whether *path* has apt's size and checksum for it (which one apt printed is its choice)."""
+    """Whether *path* has apt's size and checksum for it (which one apt printed is its choice).
+
+    A file that was found intact is read again only if it was written to since.
+    """
     try:
-        if path.stat().st_size != archive.size:
-            return False
-        kind, _, digest = archive.digest.partition(":")
-        if kind not in _HASHES:
-            return False
         with path.open("rb") as file:
-            return hashlib.file_digest(file, _HASHES[kind]).hexdigest() == digest
+            now = os.fstat(file.fileno())
+            kind, _, digest = archive.digest.partition(":")
+            if now.st_size != archive.size or kind not in _HASHES:
+                return False
+            state = (now.st_dev, now.st_ino, now.st_mtime_ns, now.st_ctime_ns, archive.digest)
+            if state not in _INTACT and hashlib.file_digest(file, _HASHES[kind]).hexdigest() == digest:
+                _INTACT.add(state)
+            return state in _INTACT
     except FileNotFoundError:
         return False
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, is_durable: bool) -> None:
     """Make *target* a copy of *source* that shares its blocks where it can; never seen half written."""
     with source.open("rb") as old:
-        handle, name = tempfile.mkstemp(prefix=".new-", dir=target.parent)
+        # Only root writes in these folders, and of us one at a time: what has the name is of a run that was killed.
+        name = target.with_name(f".new-{target.name}")
+        name.unlink(missing_ok=True)
         try:
-            with os.fdopen(handle, "wb") as new:
+            with name.open("xb") as new:
                 try:
                     fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
                 except OSError as error:
                     if error.errno not in _NOT_SHARED:
                         raise
-                    shutil.copyfileobj(old, new)
+                    while data := old.read(_PIECE):
+                        new.write(data)
                 new.flush()
                 os.fchmod(new.fileno(), 0o644)
-                os.fsync(new.fileno())
-            os.rename(name, target)
+                if is_durable:
+                    os.fsync(new.fileno())
+            name.rename(target)
         except BaseException:
-            os.unlink(name)
+            name.unlink(missing_ok=True)
             raise

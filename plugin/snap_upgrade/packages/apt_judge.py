@@ -44,9 +44,9 @@ def read_database(root: Path) -> Database:
         raise StateDamaged(str(error), "dpkg --audit") from error
 
 
-def note(root: Path) -> Before:
-    """Note the environment at *root* as it is now."""
-    return Before(read_database(root), note_marks(root), leftovers(root))
+def note(root: Path, database: Database | None = None) -> Before:
+    """Note the environment at *root* as it is now; *database* is its own where it has been read already."""
+    return Before(database or read_database(root), note_marks(root), leftovers(root))
 
 
 def leftovers(root: Path) -> dict[str, tuple[int, int, int]]:
@@ -109,8 +109,9 @@ def outcome(judged: Verdict, proof: Evidence, native: str, extra: list[str], kep
     return Outcome(judged.kind, (*extra, *judged.reasons), changes, status, kept, told)
 
 
-def judge(targets: list[Target], before: Before, root: Path, status: int | None) -> tuple[Verdict, Evidence, str]:
-    """Judge the environment as it is now; also return the evidence and the native architecture."""
-    now = read_database(root)
+def judge(
+    targets: list[Target], before: Before, root: Path, now: Database, status: int | None
+) -> tuple[Verdict, Evidence, str]:
+    """Judge the environment, whose database is *now*; also return the evidence and the native architecture."""
     proof = evidence(root, before.marks, status)
     return verdict.judge(targets, before.database, now, proof), proof, native_architecture(now)
