@@ -148,7 +148,7 @@ def _look_and_delete(machine: Machine, volume: Volume) -> str:
     gone = [f"btrfs subvolume delete --subvolid {one.ident} /"
             for one in (*machine.storage.nested(volume.uuid), volume)]  # fmt: skip
     look_at = f"mount --mkdir -o ro,subvolid={volume.ident} {source} {place}"
-    return f"look at it with '{look_at}'; if nobody needs it, 'umount {place}' and '{' && '.join(gone)}'"
+    return f"to look at it: '{look_at}'; if nobody needs it, 'umount {place}' and '{' && '.join(gone)}'"
 
 
 def _left_behind(machine: Machine, inventory: Inventory) -> list[Problem]:

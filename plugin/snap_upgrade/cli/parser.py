@@ -289,7 +289,7 @@ COMMANDS: tuple[Command, ...] = (
         "status", "status:run_status", "what runs, what boots next, what needs attention",
         "Show what runs and what boots next, open transactions, the hooks, space, and each problem with the command "
         "that mends it.",
-        "exit code 9: interrupted work waits for 'snap-upgrade recover'; 11: something is wrong, and a person must look",
+        "exit code 9: interrupted work waits for 'snap-upgrade recover'; 11: something is wrong, a person must look",
         _nothing,
     ),
     Command(
