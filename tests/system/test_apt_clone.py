@@ -98,6 +98,9 @@ def test_what_is_shared_is_not_fetched_again_and_a_damaged_copy_is_not_believed(
     assert [request.path for request in world.server.requests].count(BIG.filename) == 2
     world.download(install("big"))
     assert [request.path for request in world.server.requests].count(BIG.filename) == 2
+    shared.write_bytes(bytes(shared.stat().st_size))  # after it was found intact
+    world.download(install("big"))
+    assert [request.path for request in world.server.requests].count(BIG.filename) == 3
     assert shared.read_bytes() == (world.repo.dir / BIG.filename).read_bytes()
 
 
