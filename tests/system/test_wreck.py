@@ -75,7 +75,7 @@ def ruin(m: Machine) -> None:
 
 def problems(m: Machine) -> dict[str, str]:
     """Return all problems that status and check tell, each with its hint."""
-    found = {}
+    found: dict[str, str] = {}
     for words in (["status"], ["check"]):
         told = m.run([PROGRAM, "--json", *words], check=False)
         assert told.returncode in (0, 9, 11), told.output
