@@ -17,7 +17,7 @@ import pytest
 from snap_upgrade.cli.parser import build_parser
 from tests.lab import breaking
 from tests.lab.debs import Deb
-from tests.lab.install import REPOSITORY
+from tests.lab.install import REPOSITORY, built_package
 from tests.lab.machine import Machine
 from tests.lab.repo import local_repo
 from tests.system.clilab import PROGRAM, names, su, su_json
@@ -26,7 +26,7 @@ ASKED = os.environ.get("SNAP_UPGRADE_PYTHONS", "").split()
 RELEASES = ASKED or ["trixie"]
 TOOLS = ("python3-pytest", "python3-hypothesis")
 # What tests/setup installs here and the unit tests run: the shells of the completions, man, dpkg's tools.
-MORE_TOOLS = ("man-db", "bash-completion", "zsh", "fish", "dpkg-dev", "systemd")
+MORE_TOOLS = ("man-db", "bash-completion", "zsh", "fish", "dpkg-dev", "systemd", "debhelper", "dh-python")
 # The quick ones, which go through every module that a hook loads, and through every parser.
 QUICK = ("hook", "wire", "records", "dpkgdb", "request", "verdict", "config", "names", "apt_messages")
 CODE = "/usr/lib/python3/dist-packages/snap_upgrade"
@@ -94,11 +94,28 @@ def test_the_help_reads_the_same_and_is_not_painted(m: Machine, monkeypatch: pyt
         assert said.replace("\r\n", "\n") == expected, words
 
 
-def test_the_unit_tests_pass(m: Machine) -> None:
+@pytest.fixture(scope="module")
+def tree(m: Machine) -> str:
+    """Where the working tree is in the machine."""
     ignore = shutil.ignore_patterns("__pycache__", ".*", "dist", "build")
-    there = m.path("/root/snap-upgrade")
-    shutil.copytree(REPOSITORY, there, ignore=ignore, symlinks=True)
+    shutil.copytree(REPOSITORY, m.path("/root/snap-upgrade"), ignore=ignore, symlinks=True)
+    return "/root/snap-upgrade"
+
+
+if ASKED:  # it takes debhelper: what builds here is Debian 12's or 13's, and this is the other one
+
+    def test_a_package_that_is_built_there_has_the_same_files(m: Machine, tree: str) -> None:
+        built = m.run([f"{tree}/packaging/build_deb.py", "/root/built"], timeout=300).stdout.strip()
+        m.run(["dpkg-deb", "--extract", built, "/root/there"])
+        shutil.copy(built_package(), m.path("/root/here.deb"))
+        m.run(["dpkg-deb", "--extract", "/root/here.deb", "/root/here"])
+        # Gzip's output is its version's.
+        m.run(["find", "/root/here", "/root/there", "-name", "*.gz", "-exec", "gunzip", "{}", "+"])
+        m.run(["diff", "--recursive", "--no-dereference", "/root/here", "/root/there"])
+
+
+def test_the_unit_tests_pass(m: Machine, tree: str) -> None:
     which = ["tests/unit", "tests/fuzz"] if ASKED else [f"tests/unit/test_{name}.py" for name in QUICK]
     command = ["python3", "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", *which]
-    done = m.run(command, cwd="/root/snap-upgrade", env={"PYTHONDONTWRITEBYTECODE": "1"}, timeout=900)
+    done = m.run(command, cwd=tree, env={"PYTHONDONTWRITEBYTECODE": "1"}, timeout=900)
     assert re.search(r"^\d+ passed in ", done.stdout, re.MULTILINE), done.output
