@@ -120,8 +120,8 @@ def undo(step: Step, machine: Machine, transaction: str) -> None:
     """Take *step* back, however far it came."""
     match step:
         case TakeSnapshot(source=source, path=path):
-            _remove_parts(machine, path)
             _remove_made(machine, path, {source}, transaction)
+            _remove_parts(machine, path, is_undo=True)
         case MakeClone(origin=origin, path=path):
             inventory = machine.inventory()
             parents = {one.record.uuid for one in inventory.owned if one.record.name == origin}
@@ -147,9 +147,9 @@ def _remove_made(machine: Machine, path: str, parents: set[str], transaction: st
     machine.records.drop(volume.uuid)
 
 
-def _remove_parts(machine: Machine, path: str) -> None:
-    """Destroy what was made beside the snapshot at *path*."""
-    gone = destroy_parts(machine, path, is_undo=True)
+def _remove_parts(machine: Machine, path: str, is_undo: bool = False) -> None:
+    """Destroy the parts of the snapshot that was at *path*: after it, so that no snapshot is seen without its parts."""
+    gone = destroy_parts(machine, path, is_undo)
     if gone:
         machine.storage.sync()
     for uuid in gone:
@@ -168,10 +168,11 @@ def _snapshot(step: TakeSnapshot, machine: Machine, transaction: str) -> dict[st
     failpoint.reach("action.snapshot.made")
     # Before anything is written: as near to the same instant as can be.
     parts = take_parts(machine, step.source, step.path)
-    machine.records.enrol(volume, Kind.SNAPSHOT, step.name, State.READY, transaction, step.source)
     for relative, part in parts:
-        failpoint.reach("action.part.record")
         machine.records.enrol(part, Kind.PART, f"{step.name}/{relative}", State.READY, transaction, part.parent_uuid)
+        failpoint.reach("action.part.recorded")
+    # The last: what is on record as a snapshot has all its parts.
+    machine.records.enrol(volume, Kind.SNAPSHOT, step.name, State.READY, transaction, step.source)
     return {"uuid": volume.uuid}
 
 
@@ -179,6 +180,7 @@ def _clone(step: MakeClone, machine: Machine, transaction: str) -> dict[str, Any
     origin = machine.inventory().find(step.origin)
     volume = machine.storage.clone(origin.volume.uuid, step.path)
     failpoint.reach("action.clone.made")
+    clone_parts(machine, volume, origin, step.name, transaction)
     machine.records.enrol(
         volume,
         Kind.ENVIRONMENT,
@@ -188,7 +190,6 @@ def _clone(step: MakeClone, machine: Machine, transaction: str) -> dict[str, Any
         origin.record.uuid,
         step.description,
     )
-    clone_parts(machine, volume, origin, step.name, transaction)
     return {"uuid": volume.uuid}
 
 
@@ -288,21 +289,18 @@ def destroy(machine: Machine, name: str) -> dict[str, Any]:
     following = machine.storage.boots_next()
     if owned.record.uuid == layout.running.uuid or (following and owned.record.uuid == following.uuid):
         raise Refused(f"{name} is running or boots next and cannot be destroyed", "activate another one first")
-    parts = destroy_parts(machine, owned.record.path) if owned.record.kind is Kind.SNAPSHOT else []
     kept = _destroy_tree(machine, owned.volume, is_unborn=owned.record.state is State.BUILDING)
-    for uuid in (*parts, owned.record.uuid):
-        machine.records.drop(uuid)
+    if owned.record.kind is Kind.SNAPSHOT:
+        _remove_parts(machine, owned.record.path)
+    machine.records.drop(owned.record.uuid)
     return {"kept": kept} if kept else {}
 
 
 def _forget(machine: Machine, record: Record) -> None:
     """Drop *record*, whose volume is gone, and the parts that went with it or still lie beside it."""
-    inside = f"{record.path}/"
-    gone = [one.uuid for one in machine.inventory().missing if one.kind is Kind.PART and one.path.startswith(inside)]
     if record.kind is Kind.SNAPSHOT:
-        gone += destroy_parts(machine, record.path)
-        machine.storage.sync()
-    for uuid in (*gone, record.uuid):
+        _remove_parts(machine, record.path)
+    for uuid in (*_lost_parts(machine.inventory(), record.path), record.uuid):
         machine.records.drop(uuid)
 
 
@@ -338,9 +336,15 @@ def _destroy_tree(machine: Machine, volume: Volume, is_unborn: bool) -> list[str
     failpoint.reach("action.destroy.gone")
     # Records go only when the cut of the power cannot bring the volumes back: they would then be nobody's.
     machine.storage.sync()
-    for nested in ours:
-        machine.records.drop(nested.uuid)
+    for uuid in [nested.uuid for nested in ours] + _lost_parts(inventory, volume.path):
+        machine.records.drop(uuid)
     return kept
+
+
+def _lost_parts(inventory: Inventory, path: str) -> list[str]:
+    """Return the uuids of parts that were in the environment at *path* and whose volumes are gone, records not yet."""
+    lost = [record for record in inventory.missing if record.kind is Kind.PART]
+    return [record.uuid for record in lost if record.path.startswith(f"{path}/")]
 
 
 def _put_aside(machine: Machine, nested: Volume) -> str:

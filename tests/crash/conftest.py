@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash import world
+from tests.crash import driver, world
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,10 @@ def memory() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def disks(memory: Path) -> Callable[[str, str], Path]:
-    """Return the disk in a layout after some flow has prepared it (``live!``: a live operation that failed)."""
+    """Return the disk in a layout after some flow has prepared it.
+
+    ``live!``: a live operation that failed; ``cloned:live``: with the nested volume configured to travel along.
+    """
     made: dict[tuple[str, str], Path] = {}
 
     def disk(layout: str, prepared: str) -> Path:
@@ -32,7 +35,9 @@ def disks(memory: Path) -> Callable[[str, str], Path]:
                 work.mkdir(exist_ok=True)
                 with world.opened(image) as (device, top):
                     one = world.World(device, top, layout, work)
-                    ended = one.run(prepared.rstrip("!"), fails=prepared.endswith("!"))
+                    flow = prepared.removeprefix("cloned:")
+                    config = driver.CONFIG if flow == prepared else driver.CLONED
+                    ended = one.run(flow.rstrip("!"), fails=prepared.endswith("!"), config=config)
                     assert ended.code in {0, 7}, ended
             made[layout, prepared] = image
         return made[layout, prepared]

@@ -9,10 +9,12 @@ import os
 import signal
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import btrfsutil
 
 from snap_upgrade import flows, journal, manage
 from snap_upgrade.actions import Machine
@@ -28,6 +30,8 @@ from tests.crash.packages import Scripted
 UPGRADE = Request(Verb.UPGRADE)
 CONFIG = Config(reserve_mib=1)
 NESTED = "var/lib/nested"
+CLONED = replace(CONFIG, clone_nested=(NESTED,))
+MANY = 5
 MS_REMOUNT = 32
 
 
@@ -196,6 +200,20 @@ def _age(machine: Machine) -> int:
     return 0
 
 
+def _nest(count: int) -> Callable[[Machine], int]:
+    """Make *count* more nested volumes in the running root, each with its number in it."""
+
+    def flow(machine: Machine) -> int:
+        (machine.root / "var/lib/many").mkdir()
+        for number in range(count):
+            place = machine.root / "var/lib/many" / str(number)
+            btrfsutil.create_subvolume(str(place))
+            (place / "which").write_text(f"{number}\n")
+        return 0
+
+    return flow
+
+
 def _abandon(machine: Machine) -> int:
     engine = Engine(machine)
     with engine.exclusive("abandon"):
@@ -229,4 +247,8 @@ FLOWS: dict[str, Callable[[Machine], int]] = {
 FLOWS["create-both-old"] = _all("create", "create-second", "age")
 FLOWS["create-both"] = _all("create", "create-second")
 FLOWS["create-both-arm"] = _all("create", "create-second", "activate-once")
+FLOWS["destroy-snapshot"] = _simple("destroy", lambda m, i: manage.plan_destroy(m, i, ["snap-1"]))
+for _count in (MANY, 3 * MANY):  # another root boots next, and many nested volumes have to follow it
+    FLOWS[f"nest-{_count}"] = _nest(_count)
+    FLOWS[f"many-{_count}"] = _all(f"nest-{_count}", "create", "activate")
 FLOWS["create-arm"] = _all("create", "activate-once")

@@ -18,6 +18,7 @@ from snap_upgrade.system.files import sync_dir
 
 STATUS = "var/lib/dpkg/status"
 FILES = ("usr/bin/one", "usr/bin/two", "etc/three.conf")
+DATA = "var/lib/nested/version"  # what a package keeps in a nested volume: in a clone that has none, nothing
 
 
 def put(path: Path, text: str, is_synced: bool = True) -> None:
@@ -43,11 +44,16 @@ def write_version(root: Path, version: str, fail_after: int = 99, is_synced: boo
     Without *is_synced* it does as dpkg with --force-unsafe-io: its database is synced all the same.
     """
     put_status(root, "half\n")
+    is_there = (root / DATA).exists()
+    if is_there:
+        put(root / DATA, "half\n", is_synced)
     for number, name in enumerate(FILES):
         failpoint.reach("packages.file")
         if number == fail_after:
             raise CommandFailed(["dpkg"], 1, "the script says no")
         put(root / name, f"{name} {version}\n" * 50, is_synced)
+    if is_there:
+        put(root / DATA, f"{version}\n", is_synced)
     put_status(root, f"{version}\n")
     failpoint.reach("packages.done")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from snap_upgrade.config import Config
-from tests.crash.driver import CONFIG, NESTED
+from tests.crash.driver import CLONED, CONFIG, MANY, NESTED
 from tests.crash.world import LAYOUTS, Summary, World, started
 
 Disks = Callable[[str, str], Path]
@@ -21,7 +21,7 @@ NEXT_BOOT = "00000000-0000-4000-8000-000000000000"
 @dataclass(frozen=True)
 class Case:
     """*flow* on a disk *prepared* by another; *exit* is what it says. *live* is the environment that may be half
-    changed before recovery, because the flow works on it in place."""
+    changed before recovery, because the flow works on it in place. *boot*: the flow runs after another boot."""
 
     flow: str
     prepared: str = ""
@@ -30,9 +30,11 @@ class Case:
     live: str = ""
     config: Config = CONFIG
     layouts: tuple[str, ...] = ("exchange",)
+    boot: str = ""
 
     def __str__(self) -> str:
-        return self.flow + ("-fails" if self.fails else "") + ("-keep" if self.config.keep_failed else "")
+        return self.flow + ("-fails" if self.fails else "") + ("-keep" if self.config.keep_failed else "") + (
+            "-cloned" if self.config.clone_nested else "")  # fmt: skip
 
 
 CASES = [
@@ -56,12 +58,21 @@ CASES = [
     Case("alternate", "create", live="other"),
     Case("alternate", "create", fails=True, exit=6, live="other"),
     Case("alternate", "create", fails=True, exit=6, live="other", config=Config(reserve_mib=1, keep_failed=True)),
+    Case("recover", f"many-{MANY}", boot=NEXT_BOOT),
+    # The same with a nested volume that travels along: a snapshot has its part of it, taken with it.
+    Case("create", config=CLONED),
+    Case("destroy-snapshot", "cloned:live", config=CLONED),
+    Case("rollback", "cloned:live!", live="initial", config=CLONED, layouts=LAYOUTS),
+    Case("image-update", config=CLONED),
+    Case("image-update", fails=True, exit=5, config=CLONED),
+    Case("live", fails=True, exit=7, live="initial", config=CLONED),
+    Case("alternate", "cloned:create", fails=True, exit=6, live="other", config=CLONED),
 ]
 ALL = [pytest.param(case, layout, id=f"{case}-{case.prepared}-{layout}") for case in CASES for layout in case.layouts]
 
 
 def run(world: World, case: Case, failing: str = "log") -> int | None:
-    return world.run(case.flow, failing, fails=case.fails, config=case.config).code
+    return world.run(case.flow, failing, fails=case.fails, config=case.config, boot=case.boot).code
 
 
 def recover(world: World, case: Case, failing: str = "log", boot: str = "") -> tuple[int | None, tuple[str, ...]]:
@@ -78,7 +89,7 @@ def allowed(disks: Disks, case: Case, layout: str, work: Path) -> tuple[set[Summ
         recover(world, case, boot=NEXT_BOOT)  # uses up an activation for one boot that was in force before
         good.add(world.summary())
     with started(disks(layout, case.prepared), layout, work) as world:
-        ended = world.run(case.flow, fails=case.fails, config=case.config)
+        ended = world.run(case.flow, fails=case.fails, config=case.config, boot=case.boot)
         assert ended.code == case.exit, ended.message
         points = list(ended.points)
         world.check_instant(case.live)
@@ -107,7 +118,7 @@ def test_a_kill_anywhere_leaves_what_was_or_what_was_asked_for(
     seen: set[str] = set()
     for number, point in enumerate(points):
         # Every other time the machine is switched on again in between: another boot, and the root is what boots.
-        boot = NEXT_BOOT if number % 2 else ""
+        boot = case.boot or (NEXT_BOOT if number % 2 else "")
         with started(master, layout, work) as world:
             assert run(world, case, f"kill:{point}") is None, f"{point} was not reached again"
             world.check_instant(case.live)
@@ -141,8 +152,14 @@ def finish(world: World, case: Case, good: set[Summary], where: str, boot: str) 
             raise AssertionError("one boot after the other finds something to do")
         assert boot or world.summary() == summary
         assert not boot or (world.boots() / NESTED / "data").exists(), sorted(world.volumes().values())
+        assert not case.boot or followed(world) == MANY
     except AssertionError as error:
         raise AssertionError(f"killed at {where}: {error}") from error
+
+
+def followed(world: World) -> int:
+    """Return how many nested volumes the root that boots has of the many."""
+    return len(list(world.boots().glob("var/lib/many/*/which")))
 
 
 def history(world: World) -> list[str]:

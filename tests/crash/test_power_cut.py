@@ -14,7 +14,8 @@ import pytest
 
 from snap_upgrade.config import Config
 from snap_upgrade.storage.btrfs import BtrfsStorage
-from tests.crash.test_kill import NEXT_BOOT, Case, Disks, allowed
+from tests.crash.driver import CLONED, MANY
+from tests.crash.test_kill import NEXT_BOOT, Case, Disks, allowed, followed
 from tests.crash.world import World, opened
 from tests.lab import kernel
 from tests.lab.blockdev import reflink
@@ -41,6 +42,13 @@ FEWER = [
     pytest.param(
         Case("prune", "create-both-old", config=Config(reserve_mib=1, keep_environments=0)), "exchange", id="prune"
     ),
+    pytest.param(Case("recover", f"many-{MANY}", boot=NEXT_BOOT), "exchange", id="many-follow"),
+    pytest.param(
+        Case("live", "cloned:create", fails=True, exit=7, live="initial", config=CLONED),
+        "exchange",
+        id="live-fails-cloned",
+    ),
+    pytest.param(Case("destroy-snapshot", "cloned:live", config=CLONED), "exchange", id="destroy-snapshot-cloned"),
 ]
 
 
@@ -56,7 +64,7 @@ def recorded(case: Case, layout: str, disks: Disks, scratch: Path) -> Iterator[B
             place = scratch / "place"
             place.mkdir()
             world = World(device.path, kernel.fd_path(fd), layout, place)
-            ended = world.run(case.flow, fails=case.fails, config=case.config)
+            ended = world.run(case.flow, fails=case.fails, config=case.config, boot=case.boot)
             device.mark("told")
             assert ended.code == case.exit, ended.message
         finally:
@@ -76,12 +84,14 @@ def bad_cuts(case: Case, layout: str, disks: Disks, work: Path, count: int) -> t
                 try:
                     with replay.state(cut) as image, opened(image) as (device, top):
                         world = World(device, top, layout, work)
+                        world.clones = bool(case.config.clone_nested)
                         world.check_instant(case.live)
-                        ended = world.run("recover", boot=NEXT_BOOT)
+                        ended = world.run("recover", boot=NEXT_BOOT, config=case.config)
                         assert ended.code == 0, ended.message
                         world.check_instant(case.live)
                         world.check_settled()
                         assert world.summary() in good, world.summary()
+                        assert not case.boot or followed(world) == MANY
                 except (AssertionError, OSError, ValueError) as error:
                     where = traceback.extract_tb(error.__traceback__)[-1]
                     bad.append(f"{cut}: {type(error).__name__} {str(error)[:600]} at {where.line}")

@@ -19,16 +19,17 @@ from snap_upgrade import journal, records
 from snap_upgrade.actions import Machine
 from snap_upgrade.config import Config
 from snap_upgrade.core.errors import StateDamaged
-from snap_upgrade.core.model import Record
+from snap_upgrade.core.model import Kind, Record
 from snap_upgrade.core.plan import STATE
 from tests.crash import driver
-from tests.crash.driver import CONFIG, NESTED, Ended
-from tests.crash.packages import FILES, STATUS, Scripted, write_version
+from tests.crash.driver import CONFIG, MANY, NESTED, Ended
+from tests.crash.packages import DATA, FILES, STATUS, Scripted, write_version
 from tests.lab import kernel
 from tests.lab.blockdev import sparse_copy
 
 SIZE = 192 << 20
 FIRST = 256  # the number of the first subvolume that was made, the root
+NESTED_NUMBER = 257  # and of the second, which is nested in it
 USERS = {"home/user.txt": "the user's words\n", f"{NESTED}/data": "docker's layers\n"}
 LAYOUTS = ("exchange", "default")
 
@@ -48,6 +49,7 @@ def make(image: Path, layout: str) -> None:
         btrfsutil.create_subvolume(str(root / NESTED))
         for name, text in USERS.items():
             (root / name).write_text(text)
+        (root / DATA).touch()
         write_version(root, "1")
         if layout == "default":
             btrfsutil.set_default_subvolume(str(root))
@@ -102,9 +104,11 @@ class World:
     def __init__(self, device: Path, top: Path, layout: str, place: Path) -> None:
         self.device, self.top, self.layout, self.place = device, top, layout, place
         self.state = top / STATE
+        self.clones = False  # whether what ran last lets the nested volume travel along
 
     def run(self, flow: str, failing: str = "log", *, fails: bool = False, boot: str = "",
             config: Config = CONFIG, read_only: bool = False) -> Ended:  # fmt: skip
+        self.clones = bool(config.clone_nested)
         running = None if boot else FIRST  # after another boot the root is what boots, else what always ran
         return driver.run(self.device, self.layout, flow, self.place, failing, fails=fails, boot=boot,
                           subvolid=running, config=config, read_only=read_only)  # fmt: skip
@@ -143,7 +147,7 @@ class World:
         names = {}
         for one in self.records():
             path = self.top / volumes.get(one.uuid, "gone")
-            tree = label(path) if path.name != "gone" else "gone"
+            tree = self.label_of(one, path) if path.name != "gone" else "gone"
             names[one.uuid] = one.name
             seen.add((one.name, one.kind.value, one.state.value, str(one.pinned), str(one.adopted), one.description,
                       tree))  # fmt: skip
@@ -151,6 +155,21 @@ class World:
         pointer = self.state / "pointer.json"
         then = json.loads(pointer.read_text())["back_to"] if pointer.exists() else boots
         return Summary(frozenset(seen), names.get(boots, "not ours"), names.get(then, "nobody"))
+
+    def label_of(self, one: Record, path: Path) -> str:
+        """Return the version of what is recorded as *one* and lies at *path*, with that of what is nested in it."""
+        if one.kind is Kind.PART:
+            return (path / Path(DATA).name).read_text().strip()
+        tree = label(path)
+        return f"{tree} with {self.nested_version(one, path)}" if self.clones and tree != "half" else tree
+
+    def nested_version(self, one: Record, path: Path) -> str:
+        """Return the version of the nested volume that belongs to *one*."""
+        inside = path / NESTED
+        if one.kind is Kind.SNAPSHOT:
+            inside = path.with_name(f"{path.name}.parts") / NESTED.replace("/", ":")
+        version = inside / Path(DATA).name
+        return version.read_text().strip() if version.exists() else "none"
 
     # -- what must hold
 
@@ -161,11 +180,21 @@ class World:
         volumes = self.volumes()
         if (self.state / "records").exists():
             for one in self.records():  # decode fails on a record that is half written
-                if one.uuid in volumes and one.state.value == "ready" and one.name != worked_on:
-                    assert label(self.top / volumes[one.uuid]) in {"1", "2"}, one
+                is_whole = one.kind is not Kind.PART and one.state.value == "ready" and one.name != worked_on
+                if is_whole and one.uuid in volumes:
+                    self._check_whole(one, self.top / volumes[one.uuid])
         nested = [path for path in volumes.values() if (self.top / path / "data").exists()]
-        assert len(nested) == 1
-        assert (self.top / nested[0] / "data").read_text() == USERS[f"{NESTED}/data"]
+        assert len(nested) == 1 or (self.clones and nested)
+        assert {(self.top / path / "data").read_text() for path in nested} == {USERS[f"{NESTED}/data"]}
+        assert btrfsutil.subvolume_path(str(self.top), NESTED_NUMBER) in nested
+        which = [(self.top / path / "which") for path in volumes.values()]
+        many = sorted(int(path.read_text()) for path in which if path.exists())
+        assert many in ([], list(range(MANY)))
+
+    def _check_whole(self, one: Record, path: Path) -> None:
+        tree = label(path)
+        assert tree in {"1", "2"}, one
+        assert not self.clones or self.nested_version(one, path) == tree, one
 
     def check_settled(self) -> None:
         """What holds when recovery is over: no journal is open, records are the volumes, nothing is left over."""
@@ -173,6 +202,7 @@ class World:
         assert not any(isinstance(found, StateDamaged) for found in journal.history(self.state))
         volumes = self.volumes()
         known = {one.uuid: one for one in self.records()}
+        own = btrfsutil.subvolume_path(str(self.top), NESTED_NUMBER)
         names = [one.name for one in known.values()]
         assert len(names) == len(set(names))
         for one in known.values():
@@ -180,8 +210,10 @@ class World:
             assert one.state.value != "building", one
         for ident, path in volumes.items():
             if path.startswith((f"{STATE}/be/", f"{STATE}/snap/")):
-                inside = NESTED in path
+                inside = "var/lib/many/" in path or (NESTED in path and not self.clones) or path == own
                 assert ident in known or inside, f"{path} is nobody's"
+        assert {path.name.removesuffix(".parts") for path in (self.state / "snap").glob("*.parts")} <= {
+            Path(path).name for path in volumes.values()}  # fmt: skip
         left = [path for path in self.state.rglob("*") if path.name.endswith(".new") and STATE in str(path)
                 and not any(part in {"be", "snap"} for part in path.relative_to(self.state).parts)]  # fmt: skip
         assert left == []

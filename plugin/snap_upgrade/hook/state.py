@@ -263,10 +263,10 @@ def drop_snapshot(state: int, ident: str, uuid: str | None) -> None:
         found = _uuid_at(snapshots, ident)
         if found is not None and uuid is not None and found != uuid:
             raise BadState(f"{STATE}/snap/{ident} is not the snapshot that transaction {ident} made; it is kept")
-        gone = _drop_parts(snapshots, ident)
         if found is not None:
             kernel.destroy_subvolume(snapshots, ident.encode())
             failpoint.reach("hook.snapshot.gone")
+        gone = _drop_parts(snapshots, ident)  # after it: no snapshot is seen without its parts
         known = uuid or found
         gone += [known] if known is not None else []
         if gone:
