@@ -222,6 +222,25 @@ def test_on_a_terminal_one_line_is_drawn_over_and_cleared_at_the_end(monkeypatch
     assert drawn.decode() == "\r\x1b[Kdownloading\r\x1b[K"
 
 
+def test_on_a_terminal_bytes_packages_and_the_line_dpkg_is_at_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    leader, follower = os.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("snap_upgrade.cli.progress._EVERY_S", 0.0)
+    drawn = []
+    with open(follower, "w") as terminal:
+        monkeypatch.setattr("sys.stderr", terminal)
+        report = Progress(Output(), True)
+        for event in (Event("phase", "download"), Event("download", "x", 1024, 4096), Event("phase", "apply"),
+                      Event("package", "libc6", 2, 7), Event("line", "Setting up libc6 (2.36) ...")):  # fmt: skip
+            report(event)
+            drawn.append(os.read(leader, 4096).decode().removeprefix("\r\x1b[K").split())
+    os.close(leader)
+    assert drawn[1][1:] == ["1.0", "KiB", "of", "4.0", "KiB"]
+    assert drawn[3][-2:] == ["2/7", "libc6"]
+    assert drawn[4] == [*drawn[3], "Setting", "up", "libc6", "(2.36)", "..."]
+
+
 def test_not_wanted_or_quiet_means_silence(capsys: pytest.CaptureFixture[str]) -> None:
     quiet = Output()
     quiet.configure(False, True, "never")
