@@ -6,7 +6,6 @@ about it was verified, or it is open and the user is told so.
 
 from __future__ import annotations
 
-import datetime
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -218,7 +217,7 @@ def _require_whole(machine: Machine, base: Owned) -> None:
 def _clone_name(machine: Machine, inventory: Inventory, wanted: str) -> str:
     taken = inventory.names()
     if not wanted:
-        return names.fresh_name(datetime.date.today().isoformat(), taken)
+        return names.fresh_name(time.strftime("%Y-%m-%d"), taken)
     names.check_name(wanted)
     if wanted in taken:
         raise errors.UsageError(f"there is an environment {wanted!r} already", "choose another --be-name")

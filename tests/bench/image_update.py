@@ -121,6 +121,8 @@ def run(scratch: Path, *, is_quick: bool) -> Report:
             "both include: reading the repository's lists, fetching the packages from a local repository into the "
             "cache, unpacking, configuring",
             "ours also: snapshot, clone, private namespaces, verdict, activation and reading it back",
+            "ours not: one fsync for each file that dpkg unpacks; instead the whole file system is synced before the "
+            "verdict. Plain apt-get does as Debian does by default",
             "both write to a root that shares its blocks with another; a fresh copy of one disk for every run",
             "not included: the network, the disk's own latency, work of kernel threads after the end",
         ),

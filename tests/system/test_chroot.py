@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,11 @@ def test_a_command_that_stops_at_the_first_ctrl_c_is_not_killed(world: World) ->
     assert (done.status, done.end) == (7, End.INTERRUPTED)
     assert world.path("/srv/tidy").read_text() == "tidy\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_another_thread_than_the_first_runs_a_command_too(world: World) -> None:
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(world.inside, "echo", "here").result().stdout == "here\n"
 
 
 def test_what_the_listener_raises_ends_the_run(world: World) -> None:

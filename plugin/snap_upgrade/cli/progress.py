@@ -6,7 +6,6 @@ The rule: what the package manager prints is shown, never interpreted, and canno
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -72,6 +71,8 @@ class Progress:
             self._line = event.name
 
     def _draw(self, is_forced: bool) -> None:
+        import shutil  # with all it knows of archives: for a terminal only
+
         now = time.monotonic()
         if not is_forced and now - self._shown_at < _EVERY_S:
             return

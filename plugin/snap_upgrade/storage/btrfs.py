@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import uuid as uuids
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -161,7 +160,7 @@ class BtrfsStorage:
 
     def _find(self, uuid: str) -> Volume | None:
         """Return the volume *uuid*, by the tree of uuids: no walk through all volumes."""
-        raw = uuids.UUID(hex=uuid).bytes
+        raw = bytes.fromhex(uuid)
         if not raw[:8].strip(b"\0"):
             return self._by_id(int(uuid, 16))
         key = (int.from_bytes(raw[:8], "little"), _UUID_SUBVOL, int.from_bytes(raw[8:], "little"))

@@ -14,7 +14,6 @@ import json
 import os
 import select
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -148,10 +147,11 @@ class _Tree:
 
     def _catch(self) -> dict[signal.Signals, object]:
         """Take the stop signals; one that is ignored (nohup) stays so, and other threads than the first get none."""
-        if threading.current_thread() is not threading.main_thread():
-            return {}
         mine = [number for number in _STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        return {number: signal.signal(number, self._stop) for number in mine}
+        try:
+            return {number: signal.signal(number, self._stop) for number in mine}
+        except ValueError:  # another thread than the first: at the first of them, so none is taken
+            return {}
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self._asked += 1

@@ -2,6 +2,8 @@
 
 The rule: nothing of the caller's environment, folder, descriptors or standard input reaches a program,
 and a call that fails leaves nothing of the program's process group running.
+
+subprocess is loaded when a program is run: most commands of ours run none.
 """
 
 from __future__ import annotations
@@ -9,12 +11,15 @@ from __future__ import annotations
 import os
 import select
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from snap_upgrade.core.errors import CommandFailed
+
+if TYPE_CHECKING:
+    import subprocess
 
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 NOT_FOUND = 127
@@ -70,6 +75,8 @@ def run(
     *env* replaces the clean environment. Raises CommandFailed if the program is missing, did not end in *timeout_s*
     seconds, or, with *check*, if its status is not 0. In each case nothing of its process group is left.
     """
+    import subprocess
+
     with _start(argv, cwd, env, subprocess.PIPE if input is not None else subprocess.DEVNULL) as process:
         try:
             out, err = process.communicate(None if input is None else _encode(input), timeout=timeout_s)
@@ -98,6 +105,8 @@ def stream(
 
     Raises as run() does. What *on_line* raises ends the program.
     """
+    import subprocess
+
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     lines = Lines(on_line)
     with _start(argv, cwd, env, subprocess.DEVNULL, merge=True) as process:
@@ -123,6 +132,8 @@ def interact(argv: list[str], *, env: Mapping[str, str] | None = None, cwd: str 
 
     The environment is the clean one, with the words of the caller's session that a dialogue needs, and *env* on top.
     """
+    import subprocess
+
     personal = {key: os.environ[key] for key in (*_PERSONAL, *_locale_words()) if key in os.environ}
     merged = {"PATH": PATH, "HOME": "/root", **personal, **(env or {})}
     previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGQUIT)}
@@ -165,6 +176,8 @@ class Lines:
 def _start(
     argv: list[str], cwd: str, env: Mapping[str, str] | None, stdin: int, merge: bool = False
 ) -> subprocess.Popen[bytes]:
+    import subprocess
+
     # A group of its own: a program's helpers are killed with it, and a Ctrl-C on the terminal comes to us alone.
     return subprocess.Popen(
         [find_program(argv[0]), *argv[1:]],
