@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -231,3 +232,28 @@ def test_a_comparison_costs_what_changed_not_what_is_there(case: Case) -> None:
         os.close(fd)
     assert os.fstat(out).st_size < 2000
     os.close(out)
+
+
+def test_reading_a_comparison_looks_at_what_changed_only(case: Case) -> None:
+    """Every call of our own is counted: with a hundred times the files beside the changed one it makes no more."""
+    case.storage.state_dir(create=True)
+    counted = []
+    for round_, files in enumerate((30, 3000)):
+        for number in range(files):
+            (case.root / f"file-{round_}-{number}").touch()
+        old = case.storage.snapshot(case.running.uuid, f".snap-upgrade/snap/{round_}1")
+        (case.root / "file-0-7").write_text(f"x{round_}")
+        new = case.storage.snapshot(case.running.uuid, f".snap-upgrade/snap/{round_}2")
+        calls: list[str] = []
+
+        def count(_frame: object, event: str, _argument: object, calls: list[str] = calls) -> None:
+            calls.append(event)
+
+        sys.setprofile(count)
+        try:
+            found = list(case.storage.changed_files(old.uuid, new.uuid))
+        finally:
+            sys.setprofile(None)
+        assert [one.path for one in found] == ["/file-0-7"]
+        counted.append(len(calls))
+    assert counted[1] < counted[0] * 1.5

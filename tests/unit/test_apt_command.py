@@ -20,6 +20,20 @@ def test_a_program_gets_nothing_of_the_callers_environment(monkeypatch: pytest.M
     assert command.run(["pwd"]).stdout == "/\n"
 
 
+def test_a_program_on_the_terminal_gets_only_what_a_dialogue_needs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept = {"TERM": "xterm", "LC_MESSAGES": "de_DE.UTF-8", "SUDO_UID": "1000", "DEBIAN_FRONTEND": "readline"}
+    lost = {"LD_PRELOAD": "", "LD_LIBRARY_PATH": "/evil", "PYTHONPATH": "/evil", "PERL5LIB": "/evil", "IFS": "x",
+            "BASH_ENV": "/evil", "TMPDIR": "/evil", "APT_CONFIG": "/evil", "DPKG_ROOT": "/evil"}  # fmt: skip
+    for name, value in {**kept, **lost, "PATH": "/evil", "HOME": "/evil"}.items():
+        monkeypatch.setenv(name, value)
+    assert command.interact(["sh", "-c", f"/usr/bin/env > {tmp_path}/seen"]) == 0
+    seen = dict(line.split("=", 1) for line in (tmp_path / "seen").read_text().splitlines())
+    assert not lost.keys() & seen.keys()
+    assert seen.items() >= {**kept, "PATH": command.PATH, "HOME": "/root"}.items()
+
+
 def test_a_failure_tells_program_status_and_words() -> None:
     with pytest.raises(CommandFailed, match="sh exited with 3: it broke") as caught:
         command.run(["sh", "-c", "echo it broke >&2; exit 3"])

@@ -65,6 +65,7 @@ def test_every_command_of_the_issue_is_there() -> None:
     assert set(commands()) == set(wanted.split())
     for alias in ("image_update", "update-image"):
         assert build_parser().parse_args([alias]).command_name == "image-update"
+    assert build_parser().parse_args(["umount", "x"]).command_name == "unmount"
 
 
 @pytest.mark.parametrize("name", commands())
@@ -123,7 +124,13 @@ def test_the_help_of_every_command_teaches(name: str, capsys: pytest.CaptureFixt
     assert end.value.code == 0
     assert EXIT_CODES in text
     assert "--dry-run" in text
-    assert re.search(r"(example|how to go back|exit code|see what|every other)", text)
+    # Beside the exit codes, which all have.
+    own = text.replace(EXIT_CODES, "")
+    assert re.search(r"(example|how to go back|exit code|see what|every other)", own)
+    (command,) = (command for command in COMMANDS if command.name == name)
+    assert command.description.split(".")[0] in " ".join(own.split())
+    parser = next(iter(build_parser()._subparsers._group_actions)).choices[name]  # type: ignore[union-attr, index]
+    assert [action.dest for action in parser._actions if not action.help] == []
 
 
 def test_the_exit_codes_in_the_help_are_those_of_the_errors() -> None:
@@ -215,6 +222,30 @@ def test_with_json_an_error_is_an_object_and_nothing_else_is_printed(capsys: pyt
     assert set(error) == {"id", "message", "hint", "exit_code"}
     assert (error["id"], error["exit_code"]) == ("usage", 2)
     assert shown.err == ""
+
+
+def test_a_bug_of_ours_is_told_as_one_with_its_own_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(_session: object) -> int:
+        raise ZeroDivisionError("by accident")
+
+    monkeypatch.setattr("snap_upgrade.cli.listing.run_list", broken)
+    assert main(["list"]) == errors.EXIT_INTERNAL == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("snap-upgrade: ZeroDivisionError: by accident\nhint: this is a bug: please report it")
+    assert main(["list", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"]["id"] == "internal"
+    assert main(["list", "-v"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_terminal_that_knows_no_unicode_gets_escapes_and_no_error() -> None:
+    code = (
+        "import io\nsys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding='ascii')\n"
+        "from snap_upgrade.cli import main as m\nm._start_safely()\nprint('\\u65e5')"
+    )
+    assert outcome(program(code)) == (0, "\\u65e5\n", "")
 
 
 def test_json_among_the_words_of_another_program_is_not_ours(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def here(folder: Path, tmp_path: Path) -> Path:
+    """The folder of the completions, with an ``apt-cache`` that knows two packages and can do nothing else."""
+    packages = folder / "bin/apt-cache"
+    packages.write_text('#!/bin/sh\ntest "$*" = "--no-generate pkgnames" || exit 2\nprintf "nginx\\nnano\\n"\n')
+    packages.chmod(0o755)
+    (folder / "snapshots-here").mkdir(exist_ok=True)
+    return folder
+
+
+def test_packages_and_folders_are_offered_where_they_stand(here: Path) -> None:
+    assert ask_bash(here, "snap-upgrade", "install", "ngi") == ["nginx"]
+    assert ask_bash(here, "snap-upgrade", "upgrade", "nginx", "na") == ["nano"]
+    assert ask_bash(here, "snap-upgrade", "-R", f"{here}/snapsh") == [f"{here}/snapshots-here"]
+    assert ask_bash(here, "snap-upgrade", "mount", "before", f"{here}/snapsh") == [f"{here}/snapshots-here"]
+    assert ask_fish(here, "snap-upgrade install ngi") == ["nginx"]
+    assert f"{here}/snapshots-here/" in ask_fish(here, f"snap-upgrade -R {here}/snapsh")
+    assert "nginx" in ask_zsh(here, "snap-upgrade install ngi", "nginx")
+
+
 def generator() -> ModuleType:
     spec = importlib.util.spec_from_file_location("generate", GENERATOR)
     assert spec is not None and spec.loader is not None
@@ -50,7 +70,9 @@ def environment(folder: Path) -> dict[str, str]:
 
 def ask_bash(folder: Path, *line: str) -> list[str]:
     """Return what bash offers for the last word of *line*, split as bash splits it."""
-    script = f'source {folder}/snap-upgrade.bash; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _snap_upgrade\n'
+    # compopt works only where bash itself asks.
+    script = f"compopt() {{ :; }}; source {folder}/snap-upgrade.bash\n"
+    script += 'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _snap_upgrade\n'
     script += 'for word in "${COMPREPLY[@]}"; do printf "%s\\n" "$word"; done'
     command = ["bash", "--norc", "--noprofile", "-c", script, "bash", *line]
     result = subprocess.run(command, env=environment(folder), capture_output=True, text=True, check=True)

@@ -52,6 +52,30 @@ def test_every_command_and_option_is_in_the_manual() -> None:
     assert not missing
 
 
+def entries_of(page: str) -> dict[str, set[str]]:
+    """Return the words of each command's own entry below COMMANDS, by every word of its heading."""
+    found: dict[str, set[str]] = {}
+    lines = page.partition(".SH COMMANDS")[2].partition(".SH EXIT STATUS")[0].splitlines()
+    depth, heading, text = 0, "", [""]
+    for number, line in enumerate([*lines, ".TP", ".end"]):
+        depth += {".RS": 1, ".RE": -1}.get(line, 0)
+        if line == ".TP" and depth == 0:
+            told = set(re.findall(r"[\w-]+", " ".join(text)))
+            found |= dict.fromkeys(re.findall(r"[\w-]+", heading), told)
+            heading, text = [*lines, ".TP", ".end"][number + 1].replace("\\-", "-"), []
+        text.append(re.sub(r"\\f[BIPR]", "", line.replace("\\-", "-")))
+    return found
+
+
+def test_every_option_of_a_command_is_told_where_the_command_is() -> None:
+    found = entries_of(MANUAL.read_text())
+    parser = build_parser()
+    everywhere = set(parser._option_string_actions)
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    for name, sub in commands.choices.items():
+        assert set(sub._option_string_actions) - everywhere <= found.get(name, found.get("image-update", set())), name
+
+
 def test_every_option_in_the_manual_is_accepted() -> None:
     known = set(accepted(build_parser())) | {"--", "-o"}  # -o is apt's
     before = plain(MANUAL).partition("EXIT STATUS")[0]
