@@ -134,7 +134,7 @@ def test_one_nested_volume_in_another_and_names_that_are_no_volume(m: Machine) -
     btrfsutil.create_subvolume(str(m.path(f"/{inner}")))
     m.path(f"/{inner}/file").write_text("before\n")
     m.path("/srv/link").symlink_to(f"/{THING}")
-    m.path(CONF).write_text(f"clone_nested = {inner} {THING} {THING} srv/link ../x etc missing/one .\n")
+    m.path(CONF).write_text(f"clone_nested = {inner} {THING} {THING} srv/link etc missing/one\n")
     m.run([*INSTALL, "bad"], check=False)
     settle(m)
     assert {Path(path).name for path in parts(m)} == {"var:lib:thing", "var:lib:thing:a%3Ab:inner%253A"}
@@ -175,6 +175,19 @@ def test_a_hook_that_is_killed_leaves_no_part_of_a_snapshot(m: Machine) -> None:
 
 
 # --- a way back by hand, on a machine where no command of ours was ever typed
+
+
+def test_what_travels_can_be_put_back_by_hand_as_it_was(m: Machine) -> None:
+    m.run([*INSTALL, "good"])
+    settle(m)
+    assert m.path(FILE).read_text() == "after\n"
+    (m.top / "@").rename(m.top / "broken")
+    btrfsutil.create_snapshot(str(m.top / STATE / "snap/1"), str(m.top / "@"))
+    (m.top / "@" / THING).rmdir()
+    btrfsutil.create_snapshot(str(m.top / STATE / "snap/1.parts/var:lib:thing"), str(m.top / "@" / THING))
+    m.reboot()
+    assert m.path(FILE).read_text() == "before\n"
+    assert (m.top / "broken" / THING / "file").read_text() == "after\n"
 
 
 @pytest.mark.parametrize("select", ["fstab", "default"])

@@ -86,6 +86,22 @@ def test_appending_after_a_tear_at_any_byte_cuts_it_off(state: Path) -> None:
         assert path.read_bytes() == base + wire.line({"kind": "undoing", "step": 0})
 
 
+def test_many_lines_written_at_once_and_torn_anywhere_leave_the_first_of_them(state: Path) -> None:
+    log = begin(state)
+    before = log.path.read_bytes()
+    log.append_all([{"kind": "started", "step": number} for number in (0, 0, 0)])
+    whole = log.path.read_bytes()
+    found = set()
+    for length in range(len(before), len(whole) + 1):
+        entries, good = journal.parse(whole[:length], log.path.name)
+        assert entries is not None
+        assert good <= length
+        found.add(len(entries.numbers("started")))
+    assert found == {0, 1, 2, 3}
+    log.append_all([])
+    assert log.path.read_bytes() == whole
+
+
 def test_a_last_line_with_a_flipped_bit_counts_as_never_written() -> None:
     base, last = whole(LINES[:3]), wire.line(LINES[3])
     for at in range(len(last)):

@@ -38,8 +38,7 @@ class Settings:
         self.is_kept = values.get("keep_on_success", "yes") == "yes" and values.get("policy") != "proposal"
         self.activation = values.get("activation", "auto")
         self.hook_timeout_s = int(values.get("hook_timeout_s", "60"))
-        paths = (word.strip("/") for word in values.get("clone_nested", "").split())
-        self.nested = tuple(path for path in paths if path)
+        self.nested = tuple(word.strip("/") for word in values.get("clone_nested", "").split())
 
 
 def parse(text: str) -> Settings:
@@ -57,10 +56,17 @@ def parse(text: str) -> Settings:
             raise BadSetting(f"{PATH}, line {number}: {key} is one of {', '.join(_CHOICES[key])}, not {value!r}")
         if key == "hook_timeout_s" and not (value.isascii() and value.isdecimal() and 0 < len(value) <= 9):
             raise BadSetting(f"{PATH}, line {number}: {key} is a whole number, not {value!r}")
+        if key == "clone_nested" and not all(_is_inside(word) for word in value.split()):
+            what = "takes paths inside the root, without '.', '..' or '//'"
+            raise BadSetting(f"{PATH}, line {number}: {key} {what}, not {value!r}")
         if key in values:
             raise BadSetting(f"{PATH}, line {number}: {key} is set a second time")
         values[key] = value
     return Settings(values)
+
+
+def _is_inside(word: str) -> bool:
+    return not any(part in ("", ".", "..") for part in word.strip("/").split("/"))
 
 
 def load() -> Settings:
