@@ -178,6 +178,11 @@ class Journal:
     @classmethod
     def create(cls, state: Path, compose: Callable[[str], dict[str, Any]]) -> Journal:
         """Begin a transaction under the next free number, durably; *compose* returns the first line from its number."""
+        with files.told("write into", state / "journal"):
+            return cls._create(state, compose)
+
+    @classmethod
+    def _create(cls, state: Path, compose: Callable[[str], dict[str, Any]]) -> Journal:
         folder = state / "journal"
         number = next_number(state)
         failpoint.reach("journal.create.before")
@@ -218,6 +223,12 @@ class Journal:
             return
         kind = lines[0]["kind"]
         failpoint.reach(f"journal.{kind}.before")
+        with files.told("write", self.path):
+            self._write(lines)
+        self.entries.lines += lines
+        failpoint.reach(f"journal.{kind}.after")
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         try:
             size = os.fstat(descriptor).st_size
@@ -229,18 +240,17 @@ class Journal:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        self.entries.lines += lines
-        failpoint.reach(f"journal.{kind}.after")
 
     def close(self, outcome: str, exit_code: int) -> None:
         """Write the end and move the journal among the closed ones."""
         if self.entries.last("end") is None:
             self.append("end", outcome=outcome, exit=exit_code)
         target = self.path.parent.parent / "history" / f"{self.path.name}{SUFFIX}"
-        os.rename(self.path, target)
-        failpoint.reach("journal.moved")
-        files.sync_dir(target.parent)
-        files.sync_dir(self.path.parent)
+        with files.told("put aside the closed", self.path):
+            os.rename(self.path, target)
+            failpoint.reach("journal.moved")
+            files.sync_dir(target.parent)
+            files.sync_dir(self.path.parent)
         self.path = target
 
 

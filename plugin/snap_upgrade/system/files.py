@@ -23,6 +23,26 @@ _POLL_S = 0.05
 _FLOCK = "@hhqqi4x"  # struct flock: type, whence, start, length, pid
 
 
+class Failed(OSError):
+    """An OSError that says what could not be done: its text alone must be enough for a person."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+@contextmanager
+def told(what: str, path: Path) -> Iterator[None]:
+    """Let an OSError say that we could not *what* the file *path*. One of a file that is not there stays as it is."""
+    try:
+        yield
+    except (Failed, FileNotFoundError, FileExistsError):
+        raise
+    except OSError as error:
+        # Our state is reached through a descriptor, whose path says nothing to anybody.
+        name = str(path).rpartition("/.snap-upgrade/")[2]
+        raise Failed(error.errno, f"cannot {what} {name}: {error.strerror or error}") from error
+
+
 def sync_dir(path: Path) -> None:
     """Make the entries of the folder *path* durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -45,6 +65,11 @@ def write_durable(path: Path, data: bytes, mode: int = 0o600) -> None:
     On an error the temporary file is gone, and the old content stays unless it was the last call that failed: then the
     new content is there and may not survive a power cut.
     """
+    with told("write", path):
+        _write_durable(path, data, mode)
+
+
+def _write_durable(path: Path, data: bytes, mode: int) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     failpoint.reach("write.before")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
@@ -67,8 +92,9 @@ def write_durable(path: Path, data: bytes, mode: int = 0o600) -> None:
 def remove_durable(path: Path) -> None:
     """Remove *path*, which may be gone already, durably."""
     failpoint.reach("remove.before")
-    path.unlink(missing_ok=True)
-    sync_dir(path.parent)
+    with told("remove", path):
+        path.unlink(missing_ok=True)
+        sync_dir(path.parent)
     failpoint.reach("remove.after")
 
 
