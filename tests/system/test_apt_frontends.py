@@ -5,26 +5,29 @@ The one rule: one transaction for each commit, but one for a whole run of unatte
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.lab import breaking
+from tests.lab import breaking, roots
 from tests.lab.breaking import INSTALL
 from tests.lab.debs import Deb
 from tests.lab.machine import Machine
 from tests.lab.repo import local_repo
+from tests.system.clilab import names
 from tests.system.test_apt_failures import Transaction, transactions
 
 NAMES = ("aa", "bb", "cc")
 UNATTENDED = 'Unattended-Upgrade::Origins-Pattern { "origin=lab"; };\n'
 
 
-@pytest.fixture
-def m(tmp_path: Path) -> Iterator[Machine]:
+@pytest.fixture(params=roots.RELEASES)
+def m(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]:
     """A machine with three packages that have an upgrade; that of bb is free to break."""
-    with Machine(tmp_path, extra=("aptitude", "unattended-upgrades")) as machine:
+    with Machine(tmp_path, root=request.param, extra=roots.FRONT_ENDS) as machine:
         yield machine
 
 
@@ -77,3 +80,14 @@ def test_aptitude_is_named_and_judged(m: Machine) -> None:
     m.run(["aptitude", "-y", "install", "bb"], check=False)
     found = transactions(m)[len(before) :][0]
     assert (found.lines[0]["front_end"], found.verdict) == ("aptitude", "failed")
+
+
+def test_packagekit_is_named_and_judged(m: Machine) -> None:
+    before = offer_upgrades(m, breaking.fails_in("postinst", "bb"))
+    m.run(["sh", "-c", "mkdir -p /run/dbus && dbus-daemon --system --fork && pkcon -y update bb"], check=False)
+    # The way back is made when the daemon ends, which it does by itself after five idle minutes.
+    for daemon in m.pids(b"packagekitd"):
+        os.kill(daemon, signal.SIGTERM)
+    (found,) = transactions(m)[len(before) :]
+    assert (found.lines[0]["front_end"], found.verdict, found.is_open) == ("packagekitd", "failed", False)
+    assert f"before-{found.lines[0]['id']}" in names(m)
