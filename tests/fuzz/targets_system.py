@@ -11,20 +11,21 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from snap_upgrade import manage
 from snap_upgrade.actions import POINTER, Machine
 from snap_upgrade.boot import open_loader
-from snap_upgrade.cli import health
+from snap_upgrade.cli import health, status
 from snap_upgrade.config import Config
 from snap_upgrade.config import parse as parse_config
-from snap_upgrade.core import layout
+from snap_upgrade.core import layout, wire
 from snap_upgrade.core.errors import StateDamaged, UsageError
 from snap_upgrade.core.model import Method, Volume
 from snap_upgrade.hook import owner, settings
 from snap_upgrade.storage import btrfs_facts, btrfs_state, btrfs_stream
 from snap_upgrade.storage.btrfs import BtrfsStorage
-from snap_upgrade.system import chroot_init, kernel, mounts
+from snap_upgrade.system import aptlogs, chroot_init, kernel, mounts
 
 UUID = "6db7db35-74c2-447e-a94f-f69107ce03d0"
 DEEP = b"[" * 100_000  # more than any reader of JSON goes down
@@ -67,6 +68,9 @@ CORPUS: dict[str, list[bytes]] = {
     "passing_name": [b"0f3c-11.42.777.256"],
     "pointer": [b'{"version": 1, "temporary": "aa", "back_to": "bb"}\n', DEEP],
     "hooks_json": [b'{"apt-get": 1795232888.0}\n', DEEP],
+    "hook_trouble": [b'{"time": 1.5, "who": "the watcher", "transaction": "4", "text": "no\\u001b"}\n', b"[]", DEEP],
+    "lock_holder": [f"snap-upgrade prune (process {os.getpid()})\n".encode(), b"the hook of apt (process 0)\n"],
+    "log_positions": [b'{"/var/log/dpkg.log": [3, 40], "history_kept": true}', b'{"/var/log/apt/term.log": [-1, -9]}'],
     "apt_config": [b'DPkg::Pre-Install-Pkgs::snap-upgrade "/usr/lib/snap-upgrade/apt-hook pre";\nA::B "";\n'],
     "hook_settings": [b"# x\nenabled = yes\non_no_snapshot=warn\nhook_timeout_s = 90 # y\npolicy = proposal\n"],
     "caller": [b"/usr/bin/python3\0-u\0/usr/bin/unattended-upgrade\0", b"1000\0", b"-bash\0"],
@@ -197,6 +201,44 @@ def fuzz_hooks_json(data: bytes) -> None:
         fired, problems = health.last_fired(Path(folder))
         assert isinstance(fired, dict)
         assert not (fired and problems)
+
+
+def fuzz_hook_trouble(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "hook-trouble.json").write_bytes(data)
+        found = status.last_trouble(Path(folder))
+        assert isinstance(found, dict)
+        space = {"available": 1, "total": 2, "unallocated": 0, "metadata_free": 0, "pending_volumes": 0}
+        hooks = {"installed": True, "last_fired": {}, "last_trouble": found}
+        shown: dict[str, Any] = dict.fromkeys(("running", "next", "default", "pending", "packages_at_work"), "")
+        shown |= {"transactions": [], "space": space, "hooks": hooks}
+        assert all(line.isprintable() for line in status.status_lines(shown, 0.0))
+
+
+def fuzz_lock_holder(data: bytes) -> None:
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        found = kernel.read_holder(file.fileno())
+        number = found.rpartition("(process ")[2].removesuffix(")")
+        assert not found or os.path.exists(f"/proc/{int(number)}")
+
+
+def fuzz_log_positions(data: bytes) -> None:
+    """What the journal says of the logs is read from a file, and where they are read from follows from it."""
+    try:
+        since = wire.decode(data.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "var/log/apt").mkdir(parents=True)
+        for name in aptlogs.LOGS:
+            (Path(folder) / name[1:]).write_bytes(data)
+        root = os.open(folder, os.O_RDONLY)
+        try:
+            assert aptlogs.collect(root, since).to_json()
+        finally:
+            os.close(root)
 
 
 def fuzz_apt_config(data: bytes) -> None:
