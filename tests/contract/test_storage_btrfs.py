@@ -141,6 +141,20 @@ def test_a_root_that_is_no_btrfs_or_no_subvolume_is_refused(case: Case, tmp_path
     storage.close()
 
 
+def test_an_overlay_is_told_as_the_live_medium_it_is(case: Case) -> None:
+    for name in ("lower", "upper", "work", "merged"):
+        (case.root / name).mkdir()
+    options = ",".join(f"{name}dir={case.root / name}" for name in ("lower", "upper", "work"))
+    merged = case.root / "merged"
+    subprocess.run(["/bin/mount", "-t", "overlay", "overlay", "-o", options, str(merged)], check=True)
+    try:
+        with pytest.raises(Refused, match="is on overlay, not on btrfs") as caught:
+            BtrfsStorage(merged).layout()
+    finally:
+        subprocess.run(["/bin/umount", str(merged)], check=True)
+    assert "live medium" in caught.value.hint
+
+
 def test_exclusive_size_only_with_quota(case: Case) -> None:
     (case.root / "big").write_bytes(os.urandom(4 << 20))
     case.storage.sync()

@@ -88,6 +88,17 @@ def test_all_is_there_before_anything_starts(world: World) -> None:
     assert len(world.server.requests) == asked
 
 
+def test_what_the_download_left_out_is_not_fetched_once_work_began(world: World) -> None:
+    world.publish(Deb("one"))
+    world.refresh()
+    world.download(install("one"))
+    (world.archives / Deb("one").filename).unlink()
+    asked = len(world.server.requests)
+    outcome = world.apply(install("one"))
+    assert outcome.verdict != verdict.SUCCESS, (outcome, len(world.server.requests), asked)
+    assert (len(world.server.requests), world.version("one")) == (asked, None)
+
+
 def test_what_is_shared_is_not_fetched_again_and_a_damaged_copy_is_not_believed(world: World) -> None:
     world.publish(BIG)
     world.refresh()

@@ -83,8 +83,9 @@ def test_install_upgrade_and_remove_are_transactions_that_can_be_gone_back_from(
     lab.offer(Deb("good", "2.0"))
     su(m, "upgrade", "-y")
     assert lab.version("good") == "2.0"
-    su(m, "remove", "-y", "good")
-    assert lab.version("good") == ""
+    su(m, "remove", "-y", "good", "configured")
+    assert (lab.version("good"), lab.version("configured")) == ("", "")
+    assert m.path("/etc/configured.conf").exists()  # removed, not purged
     su(m, "rollback", "last")
     m.reboot()
     assert lab.version("good") == "2.0"

@@ -19,6 +19,7 @@ from tests.lab.debs import Deb
 from tests.lab.install import REPOSITORY, install_product
 from tests.lab.machine import Layout, Machine, Result
 from tests.lab.repo import local_repo
+from tests.system.test_apt_failures import settle
 
 HIGHER = "99.0"
 CONFFILES = {"/etc/apt/apt.conf.d/80snap-upgrade", "/etc/snap-upgrade.conf"}
@@ -157,6 +158,9 @@ def test_after_removal_apt_works_and_what_stays_is_said(release: str, debs: tupl
         apt_works(m)
         m.run(["snap-upgrade", "create", "my clone"])
         removal = m.run(["apt-get", "remove", "-y", "snap-upgrade"])
+        settle(m)
+        # The one that watched the removal had all in memory that it needs to judge it.
+        assert list((m.top / ".snap-upgrade/journal").iterdir()) == []
         said = paths_in(removal)
         there = {path for path in m.subvolumes() if re.match(r"\.snap-upgrade/(be|snap)/", path)}
         assert said == there and len(said) == 4
@@ -207,7 +211,11 @@ def test_a_purge_never_reaches_into_a_mounted_environment(debs: tuple[Path, Path
         m.run(["snap-upgrade", "create", "precious"])
         where = m.run(["snap-upgrade", "mount", "precious"]).stdout.strip()
         before = m.tree_hash(".snap-upgrade/be/precious")
+        passing = {"archives", "hooks.json", "layout.json"}
+        apt_works(m)
+        assert passing <= {path.name for path in (m.top / ".snap-upgrade").iterdir()}
         purge = m.run(["apt-get", "purge", "-y", "snap-upgrade"])
+        assert not passing & {path.name for path in (m.top / ".snap-upgrade").iterdir()}
         assert "/run/snap-upgrade is still in use" in purge.output
         assert m.run(["test", "-e", f"{where}/etc/snap-upgrade.conf"]).returncode == 0
         assert m.tree_hash(".snap-upgrade/be/precious") == before
