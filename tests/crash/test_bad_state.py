@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from tests.lab.debs import Deb
 from tests.lab.machine import Machine
 from tests.lab.repo import local_repo
-from tests.system.clilab import PROGRAM, STATE, names, su, su_json
+from tests.system.clilab import PROGRAM, STATE, everything, names, su, su_json
 from tests.system.test_apt_failures import settle
 
 INSTALL = ("apt-get", "install", "-y", "--reinstall", "a")
@@ -136,3 +137,28 @@ def test_a_clock_that_goes_back_confuses_no_order(tmp_path: Path) -> None:
         su(m, "rollback", "4")
         m.reboot()
         assert m.run(["dpkg-query", "-W", "-f", "${db:Status-Status}", "a"]).stdout == "installed"
+
+
+# The commands that look a name up; those that make one, and more names, are in tests/system/test_cli.py.
+LOOKING_UP = (
+    ["unpin", "--"], ["unmount", "--"], ["describe", "--json", "--"], ["create", "x", "-e"], ["rename", "--"],
+    ["rollback", "--"], ["diff", "--"], ["diff", "--files", "--"], ["history", "--"], ["recover", "-y", "--abandon"],
+)  # fmt: skip
+HOSTILE = ("", "..", "/", "new\nline", "-x", "\x1b[31mred", "x" * 255, "\u202ereversed", "$(reboot);`reboot`")
+MEANS_NOTHING_GIVEN = {"create", "rollback", "history", "recover"}  # an empty word is no name there
+
+
+@pytest.mark.parametrize("words", LOOKING_UP, ids=" ".join)
+def test_a_hostile_name_is_unknown_to_every_command_that_looks_one_up(m: Machine, words: list[str]) -> None:
+    before = everything(m)
+    for name in HOSTILE:
+        if not name and words[0] in MEANS_NOTHING_GIVEN:
+            continue
+        more = {"describe": ["text"], "rename": ["new-name"]}.get(words[0], [])
+        last = [f"{words[-1]}{name}"] if words[-1] == "-e" else [f"{words[-1]}={name}"]
+        typed = [*words[:-1], *last] if words[-1] != "--" else [*words, name, *more]
+        result = m.run([PROGRAM, *typed], check=False)
+        assert result.returncode in {2, 4}, f"{typed}: {result.output}"
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", result.output), typed
+        assert len(result.stderr.splitlines()) <= 2, typed
+    assert everything(m) == before
