@@ -282,6 +282,29 @@ def test_the_work_of_the_packages_is_told_done_or_failed(m: Machine, by: str) ->
         assert found == [state]
 
 
+def test_an_exit_code_in_json_is_the_process_own_or_none(m: Machine) -> None:
+    m.run([*INSTALL, "bad"], check=False)
+    settle(m)
+    su(m, "run", "--", "dpkg", "--purge", "bad")
+    told = su(m, "install", "-y", "bad", "--json", code=7)
+    assert json.loads(told.stdout)["error"]["exit_code"] == 7
+    su(m, "run", "--", "dpkg", "--purge", "bad")
+    hanging = breaking.hanging()
+    local_repo(m.path("/"), [hanging], method="copy")
+    m.run(["apt-get", "update"])
+    with m.popen([PROGRAM, "install", "-y", "hangs"]) as process:
+        m.wait_for_file("/run/hangs.hangs")
+        process.kill()
+        open_gate(m, "hangs")
+    m.wait_for_dpkg()
+    su(m, "recover", code=0)
+    codes = [row["exit_code"] for row in su_json(m, "history")]
+    assert codes[1:] == [0, 7, 0, None], "newest first; of plain apt nobody knows it"
+    newest = su_json(m, "history", str(len(codes)))
+    assert newest["evidence"]["exit"] is None, "it was killed, and nobody saw how apt ended"
+    assert "exit status" not in su(m, "history", str(len(codes))).stdout
+
+
 def test_a_list_looks_at_the_mounts_as_often_for_many_as_for_few(m: Machine) -> None:
     looked = []
     for count in (1, 12):

@@ -86,9 +86,19 @@ def summary(entries: Entries) -> dict[str, Any]:
         "front_end": str(entries.begin.get("front_end") or ""),
         "verdict": verdict.get("verdict"),
         "outcome": end["outcome"] if end else "open",
-        "exit_code": end["exit"] if end else None,
+        "exit_code": _exit_code(verdict.get("verdict"), end),
         "packages": len(verdict.get("changes") or ()),
     }
+
+
+def _exit_code(verdict: str | None, end: dict[str, Any] | None) -> int | None:
+    """Return the exit code of the process that did it; None while it is open and where nobody saw that process end.
+
+    The hook and the recovery close what others did, apt for instance, and write 0 whatever became of it.
+    """
+    if end is None or (end["exit"] == 0 and verdict not in {None, *GOOD}):
+        return None
+    return int(end["exit"])
 
 
 def user_name(uid: object) -> str | None:

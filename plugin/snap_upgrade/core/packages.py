@@ -61,12 +61,13 @@ class PackagePlan:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the run left. *verdict* is one of core.verdict's kinds; *kept_conffiles* are left for a person to merge."""
+    """What the run left. *verdict* is one of core.verdict's kinds; *exit_status* is None if nobody saw it;
+    *kept_conffiles* are left for a person to merge."""
 
     verdict: str
     reasons: tuple[str, ...]
     changes: tuple[PackageChange, ...]
-    exit_status: int
+    exit_status: int | None
     kept_conffiles: tuple[str, ...] = ()
     evidence: tuple[str, ...] = ()
 

@@ -105,8 +105,7 @@ def outcome(judged: Verdict, proof: Evidence, native: str, extra: list[str], kep
     """Return the verdict as an outcome; *extra* are reasons of ours that come first."""
     changes = tuple(PackageChange(display_name(str(key), native), old, new) for key, old, new in judged.changes)
     told = (*proof.errors, *(proof.term_tail.split("\n") if proof.term_tail else []))
-    status = 0 if proof.exit is None else proof.exit
-    return Outcome(judged.kind, (*extra, *judged.reasons), changes, status, kept, told)
+    return Outcome(judged.kind, (*extra, *judged.reasons), changes, proof.exit, kept, told)
 
 
 def judge(
