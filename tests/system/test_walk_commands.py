@@ -271,9 +271,26 @@ def surplus(machine: Machine) -> None:
     machine.path(CONF).write_text("keep_environments = 1\n")
     for name in ("oldest", "newest"):
         su(machine, "create", "-d", "updated from initial", name)
+    age(machine)
+
+
+def age(machine: Machine) -> None:
+    """Let everything be long ago."""
     for path in (machine.top / STATE / "records").glob("*.json"):
         record = json.loads(path.read_text())
         path.write_text(json.dumps({**record, "created": 1.0}))
+
+
+def test_what_has_become_too_many_since_the_question_was_not_agreed_to(fresh: Machine) -> None:
+    surplus(fresh)
+    with fresh.popen([PROGRAM, "prune"], pty=True) as process:
+        process.wait_for("Destroy oldest?")
+        su(fresh, "create", "-d", "updated from initial", "late")
+        age(fresh)
+        assert {row["name"] for row in su_json(fresh, "prune", "-n") if row["is_pruned"]} >= {"oldest", "newest"}
+        process.type("y\n")
+        assert process.wait(60).returncode == 0
+    assert set(names(fresh)) == {"initial", "newest", "late"}
 
 
 def test_prune_says_why_each_goes_or_stays(fresh: Machine) -> None:
@@ -394,6 +411,15 @@ def test_status_and_check_say_where_no_roll_back_can_take_effect(tmp_path: Path)
         assert [
             one for one in told["problems"] if "no roll back can take effect here" in one["message"] and one["hint"]
         ]
+
+
+def test_status_warns_of_what_will_stand_in_the_way_of_a_roll_back(fresh: Machine) -> None:
+    with fresh.path("/etc/fstab").open("a") as fstab:
+        fstab.write("/swapfile none swap sw 0 0\n")
+    assert hint_of(problems(fresh), "swap file /swapfile")
+    assert [one["severity"] for one in su_json(fresh, "check")["problems"] if "swapfile" in one["message"]] == [
+        "warning"
+    ]
 
 
 def test_the_default_is_what_boots_after_the_one_boot(m: Machine) -> None:

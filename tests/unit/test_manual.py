@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from snap_upgrade import config
-from snap_upgrade.cli.parser import EXIT_CODES, build_parser
+from snap_upgrade.cli.parser import COMMANDS, EXIT_CODES, build_parser
 from snap_upgrade.core import errors
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
@@ -52,28 +52,28 @@ def test_every_command_and_option_is_in_the_manual() -> None:
     assert not missing
 
 
-def entries_of(page: str) -> dict[str, set[str]]:
-    """Return the words of each command's own entry below COMMANDS, by every word of its heading."""
+def options_told(page: str) -> dict[str, set[str]]:
+    """Return the options that are explained below each heading of COMMANDS, by every word of the heading."""
     found: dict[str, set[str]] = {}
-    lines = page.partition(".SH COMMANDS")[2].partition(".SH EXIT STATUS")[0].splitlines()
-    depth, heading, text = 0, "", [""]
-    for number, line in enumerate([*lines, ".TP", ".end"]):
+    lines = page.partition(".SH COMMANDS")[2].partition(".SH EXIT STATUS")[0].replace("\\-", "-").splitlines()
+    depth, told = 0, set[str]()
+    for line, before in zip(lines[1:], lines, strict=False):
         depth += {".RS": 1, ".RE": -1}.get(line, 0)
-        if line == ".TP" and depth == 0:
-            told = set(re.findall(r"[\w-]+", " ".join(text)))
-            found |= dict.fromkeys(re.findall(r"[\w-]+", heading), told)
-            heading, text = [*lines, ".TP", ".end"][number + 1].replace("\\-", "-"), []
-        text.append(re.sub(r"\\f[BIPR]", "", line.replace("\\-", "-")))
+        if before == ".TP" and depth == 0:
+            told = set()
+            found |= dict.fromkeys(re.findall(r"[\w-]+", line), told)
+        elif before == ".TP":
+            told |= set(re.findall(r"(?<![\w-])-[\w-]+", line))
     return found
 
 
 def test_every_option_of_a_command_is_told_where_the_command_is() -> None:
-    found = entries_of(MANUAL.read_text())
+    found = options_told(MANUAL.read_text())
     parser = build_parser()
     everywhere = set(parser._option_string_actions)
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    for name, sub in commands.choices.items():
-        assert set(sub._option_string_actions) - everywhere <= found.get(name, found.get("image-update", set())), name
+    for name in (command.name for command in COMMANDS):
+        assert set(commands.choices[name]._option_string_actions) - everywhere <= found[name], name
 
 
 def test_every_option_in_the_manual_is_accepted() -> None:
