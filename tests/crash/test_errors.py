@@ -34,7 +34,8 @@ def test_a_call_that_fails_anywhere_is_said_and_the_state_is_whole(
         good.add(world.summary())  # not even the running root on record
     for point in points:
         with started(disks(layout, case.prepared), layout, work) as world:
-            ended = world.run(case.flow, f"error:{point}:{number}", fails=case.fails, config=case.config)
+            failing = f"error:{point}:{number}"
+            ended = world.run(case.flow, failing, fails=case.fails, config=case.config, boot=case.boot)
             where = f"{point}: exit {ended.code}, {ended.message}"
             assert ended.code in HONEST | {case.exit}, where
             assert ended.code in {0, case.exit} or ended.message, where
@@ -46,7 +47,7 @@ def test_a_call_that_fails_anywhere_is_said_and_the_state_is_whole(
             else:
                 world_is_settled(world, where)
                 assert world.summary() in good, where
-            recover(world, case)
+            recover(world, case, boot=case.boot)
             world_is_settled(world, where)
             assert world.summary() in good, where
 
