@@ -141,7 +141,7 @@ def test_a_clock_that_goes_back_confuses_no_order(tmp_path: Path) -> None:
 
 # The commands that look a name up; those that make one, and more names, are in tests/system/test_cli.py.
 LOOKING_UP = (
-    ["unpin", "--"], ["unmount", "--"], ["describe", "--json", "--"], ["create", "x", "-e"], ["rename", "--"],
+    ["unpin", "--"], ["unmount", "--"], ["describe", "--"], ["create", "x", "-e"], ["rename", "--"],
     ["rollback", "--"], ["diff", "--"], ["diff", "--files", "--"], ["history", "--"], ["recover", "-y", "--abandon"],
 )  # fmt: skip
 HOSTILE = ("", "..", "/", "new\nline", "-x", "\x1b[31mred", "x" * 255, "\u202ereversed", "$(reboot);`reboot`")
