@@ -10,7 +10,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -320,7 +320,11 @@ def _carried(machine: Machine, inventory: Inventory, running: Owned) -> list[Ste
 
     The running root has an empty directory in its place; were it left behind, its data would seem lost.
     """
-    steps: list[Step] = []
+    with machine.storage.opened(running.record.uuid) as root:
+        return list(_moves(machine, inventory, running, root))
+
+
+def _moves(machine: Machine, inventory: Inventory, running: Owned, root: Path) -> Iterator[Step]:
     taken: set[str] = set()
     for owned in reversed(inventory.owned):
         if owned.record.kind is not Kind.ENVIRONMENT or owned.record.uuid == running.record.uuid:
@@ -332,15 +336,9 @@ def _carried(machine: Machine, inventory: Inventory, running: Owned) -> list[Ste
                 continue
             relative = str(PurePosixPath(nested.path).relative_to(owned.volume.path))
             target = f"{running.volume.path}/{relative}" if running.volume.path else relative
-            if target not in taken and _is_placeholder(machine, running.record.uuid, relative):
+            if target not in taken and awaits_nested(root, relative):
                 taken.add(target)
-                steps.append(CarryNested(nested.uuid, nested.path, target))
-    return steps
-
-
-def _is_placeholder(machine: Machine, uuid: str, relative: str) -> bool:
-    with machine.storage.opened(uuid) as root:
-        return awaits_nested(root, relative)
+                yield CarryNested(nested.uuid, nested.path, target)
 
 
 # --- what others did to our state
