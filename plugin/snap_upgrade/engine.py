@@ -467,7 +467,8 @@ class Engine:
                 outcome = "undone"
             case Way.END:
                 now = progress(entries)
-                outcome = "committed" if now.is_forward and not now.is_undoing else "undone"
+                is_done = now.is_all_done or (now.is_forward and not now.is_undoing)
+                outcome = "committed" if is_done else "undone"
         transaction.journal.close(outcome, 0)
         return _recovered(entries, outcome)
 

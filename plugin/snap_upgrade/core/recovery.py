@@ -52,12 +52,18 @@ class Progress:
         """
         return self.is_decided or (self.on_crash == "forward" and bool(self.started))
 
+    @property
+    def is_all_done(self) -> bool:
+        """Whether nothing is missing but the end itself: whoever asked may have been told that it is done."""
+        return not self.is_undoing and self.total > 0 and len(self.done) == self.total
+
 
 def decide(steps: Sequence[Step], progress: Progress) -> Recovery:
     """Return how to finish the transaction.
 
     A decision rolls forward. Before it, work on a live or alternate root has effects that only a verdict can
-    judge; everything else is taken back, last step first (or finished, if the plan says so and was begun).
+    judge; everything else is taken back, last step first (or finished, if the plan says so and was begun). A plan
+    without packages that is all done only lacks its end.
     """
     if progress.is_undoing:
         return _undo(progress)
@@ -67,6 +73,8 @@ def decide(steps: Sequence[Step], progress: Progress) -> Recovery:
         return Recovery(Way.FORWARD, left) if left else Recovery(Way.END)
     if any(n in progress.started and _outlives_us(steps[n]) for n in range(progress.planned)):
         return Recovery(Way.JUDGE)
+    if progress.is_all_done and not any(isinstance(step, Packages) for step in steps):
+        return Recovery(Way.END)
     return _undo(progress)
 
 
