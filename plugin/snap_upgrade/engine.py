@@ -86,8 +86,8 @@ def progress(entries: Entries) -> Progress:
 
 
 def is_owner_alive(entries: Entries) -> bool:
-    """Whether the process that the transaction belongs to still runs, on this boot."""
-    if entries.begin.get("boot_id") != kernel.boot_id():
+    """Whether the process that the transaction belongs to still runs, on this boot, and is not done with it."""
+    if entries.begin.get("boot_id") != kernel.boot_id() or entries.last("released") is not None:
         return False
     owner = entries.owner
     try:

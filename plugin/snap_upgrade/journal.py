@@ -36,6 +36,7 @@ _SHAPES: dict[str, dict[str, type]] = {
     "undone": _STEP,
     "request": {"request": list},
     "post": {},
+    "released": {},
     "verdict": {"verdict": str, "reasons": list},
     "decide": {"plan": list},
     "end": {"outcome": str, "exit": int},

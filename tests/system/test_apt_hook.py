@@ -23,6 +23,7 @@ from tests.lab import blockdev, breaking
 from tests.lab.breaking import CASES, INSTALL
 from tests.lab.debs import Deb
 from tests.lab.machine import Layout, Machine, Process, Result
+from tests.system.clilab import su
 from tests.system.test_apt_failures import hang, m, offer, open_gate, settle, transactions, watchers
 
 __all__ = ["m"]
@@ -213,6 +214,27 @@ def waiting_hook(m: Machine) -> int:
             is_ours = line.endswith("-IS /usr/lib/snap-upgrade/apt-hook pre")
             if is_ours and Path(f"/proc/{pid}/wchan").read_text() == "wait_for_partner":
                 return pid
+
+
+def test_a_hook_killed_while_it_takes_back_its_snapshot_leaves_nothing_that_recovery_cannot_close(m: Machine) -> None:
+    offer(m, Deb("a"))
+    process, hook = stopped_at(m, "hook.watching")
+    signal.pidfd_send_signal(os.pidfd_open(hook), signal.SIGTERM)
+    gate, old = m.live("/run/points"), m.live("/run/points.old")
+    for point in ("hook.watching#1", "hook.undoing.after#1"):
+        gate.rename(old)
+        os.mkfifo(gate)
+        assert old.read_text() == f"{point}\n"
+        assert waiting_hook(m) == hook
+    assert not (m.top / ".snap-upgrade/snap/1").exists()
+    signal.pidfd_send_signal(os.pidfd_open(hook), signal.SIGKILL)
+    assert process.wait(60).returncode == 100
+    su(m, "recover")
+    (found,) = transactions(m)
+    assert not found.is_open
+    assert found.last("end")["outcome"] == "undone"
+    su(m, "status")
+    m.run([*INSTALL, "a"])
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -26,7 +26,8 @@ _NOBODY = 2**32 - 1  # loginuid of a process that no login started
 def lock_holder(path: str) -> int:
     """Return the number of the process that holds a POSIX lock on *path*; 0 if nobody does or it cannot be named."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # Not to write: whoever waits for the file to be closed by its holder must not hear of us.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return 0
     try:

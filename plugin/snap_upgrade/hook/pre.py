@@ -391,7 +391,12 @@ def _adopt(folder: int, running: str) -> None:
 def _forget(folder: int, ident: str) -> None:
     """Take back what was made for *ident*: no package was touched under its number. The journal goes last."""
     try:
+        known = state.lines(folder, ident)
+        if known is not None and any(one["kind"] == "started" and one["step"] == 1 for one in known[0]):
+            # Without its snapshot nobody could judge what the journal says was let loose.
+            state.append(folder, ident, {"kind": "undoing", "step": 1})
         state.drop_snapshot(folder, ident, None)
+        failpoint.reach("hook.forget.dropped")
         state.remove(folder, f"journal/{ident}")
         state.sync_folder(folder, "journal")
     except (OSError, state.BadState) as error:

@@ -115,15 +115,15 @@ def _watch(
         ready = {fd for fd, _ in poll.poll(_LOOK_MS)}
         if listener.fileno() in ready and _answer(folder, root, ident, listener, joins):
             is_over = True
-            poll.unregister(listener.fileno())
             _leave(where)
             listener.close()
             if state.lines(folder, ident) is None:
                 os._exit(0)  # closed
-            continue
+            _wait_for_release(front, process)
+            break
         if process in ready:
             break
-        idle = idle + 1 if not ready and not is_over and not _is_at_work(front.pid) else 0
+        idle = idle + 1 if not ready and not _is_at_work(front.pid) else 0
         if idle == 2:
             break
     _wait_for_dpkg()
@@ -134,7 +134,7 @@ def _watch(
         trouble.note(folder, WHO, ident, error)
     if not is_over:
         _leave(where)
-    if (judged is None or judged.is_open) and not is_alive(front.pid, front.start):
+    if (judged is None or judged.is_open) and _is_ours(folder, ident, front):
         log = trouble.open_log(folder)
         for fd in (1, 2):
             os.dup2(log, fd)
@@ -181,6 +181,42 @@ def _send(peer: _socket.socket, text: str, folder: int, ident: str) -> None:
 
 def _is_at_work(pid: int) -> bool:
     return pid in (owner.lock_holder(owner.FRONTEND_LOCK), owner.lock_holder(owner.ARCHIVES_LOCK))
+
+
+def _wait_for_release(front: Ancestor, process: int) -> None:
+    """Return when *front* has ended, or has no lock of apt's any more: a daemon, or aptitude's own screen, lives on."""
+    for path in (owner.FRONTEND_LOCK, owner.ARCHIVES_LOCK):
+        try:
+            closing_of = kernel.watch_closing(path)
+        except FileNotFoundError:
+            continue
+        try:
+            poll = select.poll()
+            poll.register(closing_of, select.POLLIN)
+            poll.register(process, select.POLLIN)
+            while owner.lock_holder(path) == front.pid and is_alive(front.pid, front.start):
+                if closing_of in {fd for fd, _ in poll.poll()}:
+                    os.read(closing_of, 4096)
+        finally:
+            os.close(closing_of)
+
+
+def _is_ours(folder: int, ident: str, front: Ancestor) -> bool:
+    """Whether recovery may close the transaction: its front end is gone, or is told to be done with it, on disk."""
+    if not is_alive(front.pid, front.start):
+        return True
+    lock = state.wait_for_lock(folder)
+    try:
+        known = state.lines(folder, ident)
+        if known is None or _is_at_work(front.pid) or not any(line["kind"] == "verdict" for line in known[0]):
+            return False
+        state.append(folder, ident, {"kind": "released"})
+    except _ERRORS as error:
+        trouble.note(folder, WHO, ident, error)
+        return False
+    finally:
+        os.close(lock)
+    return True
 
 
 def _wait_for_dpkg() -> None:

@@ -20,32 +20,13 @@ from snap_upgrade.core import layout as layouts
 from snap_upgrade.core.errors import NeedsPerson, NotFound, Refused, StorageError
 from snap_upgrade.core.model import FileChange, Layout, Method, Space, Volume
 from snap_upgrade.storage import btrfs_diff, btrfs_facts, btrfs_move, btrfs_state
+from snap_upgrade.storage.btrfs_errors import DMESG, explained
 from snap_upgrade.system import kernel, mounts
 
 STATE = ".snap-upgrade"
 _UUID_TREE, _UUID_SUBVOL = 9, 251
 _PLACEHOLDER = 2  # inode of the empty directory that a snapshot has where its source has a subvolume
 _RDONLY = 1
-_DMESG = "look for errors of the device in the kernel's log: dmesg"
-
-
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn an OSError into StorageError: what could not be done, why, and that nothing was changed."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        hint = {
-            errno.ENOSPC: "remove old environments with 'snap-upgrade prune'",
-            errno.ETXTBSY: "a swap file is active in it: move it to a subvolume of its own",
-            errno.EROFS: "mount the file system writable; if it was, Linux stopped writing after an error, see dmesg",
-            errno.EIO: _DMESG,
-        }.get(error.errno or 0, "")
-        # A commit that failed half way may be on the device or not: that cannot be known before it is mounted anew.
-        broken = error.errno == errno.EIO
-        now = "what is on the device is known after the next mount" if broken else "nothing was changed"
-        raise StorageError(f"cannot {what}: {reason}; {now}", error.errno or 0, hint) from error
 
 
 class BtrfsStorage:
@@ -164,7 +145,7 @@ class BtrfsStorage:
         if not raw[:8].strip(b"\0"):
             return self._by_id(int(uuid, 16))
         key = (int.from_bytes(raw[:8], "little"), _UUID_SUBVOL, int.from_bytes(raw[8:], "little"))
-        with _explained(f"look for the volume {uuid}"):
+        with explained(f"look for the volume {uuid}"):
             for _ in btrfs_facts.looks():
                 items = kernel.tree_search(self._top(), _UUID_TREE, key, key)
                 if not items:
@@ -187,7 +168,7 @@ class BtrfsStorage:
 
     def volumes(self) -> dict[str, Volume]:
         """Return every volume by uuid, the top level too."""
-        with _explained("list the volumes"):
+        with explained("list the volumes"):
             for _ in btrfs_facts.looks():
                 alive = btrfs_facts.volume_numbers(self._top())
                 found = self._list()
@@ -210,7 +191,7 @@ class BtrfsStorage:
 
     def at(self, path: str) -> Volume | None:
         """Return the volume at *path* (empty: the top level), or None if there is nothing or something else."""
-        with _explained(f"look at {path or 'the top level'}"):
+        with explained(f"look at {path or 'the top level'}"):
             if not path:
                 return self._by_id(kernel.TOP_LEVEL)
             for _ in btrfs_facts.looks():
@@ -238,7 +219,7 @@ class BtrfsStorage:
         """Return the volumes inside *uuid*, deepest first."""
         outer = self._require(uuid)
         prefix = f"{outer.path}/" if outer.path else ""
-        with _explained(f"list what is inside {outer.path or 'the top level'}"):
+        with explained(f"list what is inside {outer.path or 'the top level'}"):
             iterator = btrfsutil.SubvolumeIterator(self._top(), top=outer.ident, info=True, post_order=True)
             found = [self._volume(info, prefix + path) for path, info in iterator]
         # In a root that is the top level itself our own state lies too, and is no part of it.
@@ -283,12 +264,12 @@ class BtrfsStorage:
 
     def layout(self) -> Layout:
         """Return the running root and how another one would be made to boot; Refused where there is no btrfs root."""
-        with _explained("find out how the root is chosen at boot"):
+        with explained("find out how the root is chosen at boot"):
             return layouts.decide(self._facts())
 
     def boots_next(self) -> Volume | None:
         """Return what would boot now, read back from the names, numbers and the default on the file system."""
-        with _explained("find out what boots next"):
+        with explained("find out what boots next"):
             facts = self._facts()
             decided = layouts.decide(facts)
             if decided.method is Method.EXCHANGE:
@@ -321,7 +302,7 @@ class BtrfsStorage:
             elif there.uuid != uuid:
                 self.exchange(uuid, there.uuid)
         else:
-            with _explained(f"make {volume.path or 'the top level'} the default subvolume"):
+            with explained(f"make {volume.path or 'the top level'} the default subvolume"):
                 kernel.set_default(self._top(), volume.ident)
         self.sync()
         now = self.boots_next()
@@ -341,7 +322,7 @@ class BtrfsStorage:
         if there is not None or self._occupied(path):
             raise StorageError(f"cannot {verb} {shown}: {path} is taken by something else; nothing was changed",
                                errno.EEXIST)  # fmt: skip
-        with _explained(f"{verb} {shown} to {path}"), self._folder(path) as (folder, name):
+        with explained(f"{verb} {shown} to {path}"), self._folder(path) as (folder, name):
             source_fd = kernel.open_volume(self._device, origin.ident, read_only=not self._writable)
             try:
                 kernel.snapshot(source_fd, folder, name, read_only)
@@ -380,11 +361,11 @@ class BtrfsStorage:
         if inside:
             raise StorageError(f"cannot destroy {shown}: other volumes are inside: {', '.join(inside)}; nothing was "
                                "changed", errno.ENOTEMPTY)  # fmt: skip
-        with _explained(f"find out what uses {shown}"):
+        with explained(f"find out what uses {shown}"):
             why = self._in_use(volume)
         if why:
             raise StorageError(f"cannot destroy {shown}: {why}; nothing was changed", errno.EBUSY)
-        with _explained(f"destroy {shown}"):
+        with explained(f"destroy {shown}"):
             kernel.destroy_subvolume_id(self._top(), volume.ident)
 
     def _in_use(self, volume: Volume) -> str:
@@ -410,7 +391,7 @@ class BtrfsStorage:
         volume = self._require(uuid)
         if volume.path == path:
             return
-        with _explained(f"move {volume.path or 'the top level'} to {path}"):
+        with explained(f"move {volume.path or 'the top level'} to {path}"):
             with self._folder(volume.path) as (old, old_name), self._folder(path) as (new, new_name):
                 with suppress(FileNotFoundError):
                     if os.stat(new_name, dir_fd=new, follow_symlinks=False).st_ino == _PLACEHOLDER:
@@ -442,7 +423,7 @@ class BtrfsStorage:
         one, two = self._require(first), self._require(second)
         if not one.path or not two.path:
             raise StorageError("the top level cannot change places with anything; nothing was changed", errno.EINVAL)
-        with _explained(f"let {one.path} and {two.path} change places"):
+        with explained(f"let {one.path} and {two.path} change places"):
             with self._folder(one.path) as (a, name_a), self._folder(two.path) as (b, name_b):
                 with self._movable([one, two], os.fstat(a), os.fstat(b)):
                     kernel.exchange(a, name_a, b, name_b)
@@ -454,7 +435,7 @@ class BtrfsStorage:
     def state_dir(self, create: bool = False) -> Path:
         """Return the state directory; made at the first use, and completed if an earlier attempt was cut short."""
         state = self._inside(STATE)
-        with _explained("open the state subvolume"):
+        with explained("open the state subvolume"):
             there = self.at(STATE)
             if there is None and not create:
                 raise NotFound("there is no state of snap-upgrade on this file system yet")
@@ -478,7 +459,7 @@ class BtrfsStorage:
         """Mount the volume at *target*; fine if it is mounted there already, EBUSY if something else is."""
         volume = self._require(uuid)
         shown = volume.path or "the top level"
-        with _explained(f"mount {shown} at {target}"):
+        with explained(f"mount {shown} at {target}"):
             present = mounts.mounted_on(target)
             if present is not None:
                 if present.device == self._fs_device() and present.subvolume_id == volume.ident:
@@ -488,7 +469,7 @@ class BtrfsStorage:
 
     def unmount(self, target: Path) -> None:
         """Unmount *target*; fine if nothing is mounted there, refused if it is not of this file system."""
-        with _explained(f"unmount {target}"):
+        with explained(f"unmount {target}"):
             present = mounts.mounted_on(target)
             if present is None:
                 return
@@ -519,7 +500,7 @@ class BtrfsStorage:
     def opened(self, uuid: str) -> Iterator[Path]:
         """Open the volume through a mount of its own; yield a path to its root, for this process only."""
         volume = self._require(uuid)
-        with _explained(f"open {volume.path or 'the top level'}"):
+        with explained(f"open {volume.path or 'the top level'}"):
             fd = kernel.open_volume(self._device, volume.ident, read_only=not self._writable)
         try:
             yield Path(f"/proc/self/fd/{fd}")
@@ -530,18 +511,18 @@ class BtrfsStorage:
 
     def space(self) -> Space:
         """Return the space of the file system, chunks that are not allocated yet included."""
-        with _explained("read the space"):
+        with explained("read the space"):
             return btrfs_facts.space(self._top())
 
     def exclusive_bytes(self, uuid: str) -> int | None:
         """Return the exclusive bytes where quota is on and consistent; as of the last commit."""
         volume = self._require(uuid)
-        with _explained("read the quota"):
+        with explained("read the quota"):
             return btrfs_facts.exclusive_bytes(self._top(), volume.ident)
 
     def pending(self) -> list[int]:
         """Return the numbers of destroyed volumes whose space is not back yet."""
-        with _explained("list destroyed volumes"):
+        with explained("list destroyed volumes"):
             return list(btrfsutil.deleted_subvolumes(self._top()))
 
     def changed_files(self, old: str, new: str) -> Iterator[FileChange]:
@@ -550,7 +531,7 @@ class BtrfsStorage:
         if first.uuid == second.uuid:
             return
         with self._frozen(first) as (old_fd, old_id), self._frozen(second) as (new_fd, _):
-            with _explained(f"compare {first.path} and {second.path}"):
+            with explained(f"compare {first.path} and {second.path}"):
                 found = btrfs_diff.changed_files((old_fd, old_id), new_fd)
         yield from found
 
@@ -564,7 +545,7 @@ class BtrfsStorage:
             name = btrfs_state.passing_name(volume.ident)
             passing = volume = self.snapshot(volume.uuid, f"{STATE}/diff/{name}")
         try:
-            with _explained(f"open {volume.path}"):
+            with explained(f"open {volume.path}"):
                 fd = kernel.open_volume(self._device, volume.ident, read_only=True)
             try:
                 yield fd, volume.ident
@@ -572,17 +553,17 @@ class BtrfsStorage:
                 os.close(fd)
         finally:
             if passing is not None:
-                with _explained(f"destroy the passing snapshot {passing.path}"):
+                with explained(f"destroy the passing snapshot {passing.path}"):
                     kernel.destroy_subvolume_id(self._top(), passing.ident)
 
     def _sweep(self) -> None:
         """Destroy passing snapshots whose process was killed."""
-        with _explained("list left-over snapshots"):
+        with explained("list left-over snapshots"):
             names = btrfs_state.left_over(Path(self._inside(f"{STATE}/diff")))
         for name in names:
             there = self.at(f"{STATE}/diff/{name}")
             if there is not None:
-                with _explained(f"destroy the left-over snapshot {there.path}"):
+                with explained(f"destroy the left-over snapshot {there.path}"):
                     kernel.destroy_subvolume_id(self._top(), there.ident)
 
     def sync(self) -> None:
@@ -596,7 +577,7 @@ class BtrfsStorage:
             kernel.syncfs(top)
         except OSError as error:
             what = f"cannot commit the file system: {os.strerror(error.errno or 0)}; what was changed last may be lost"
-            raise StorageError(what, error.errno or 0, _DMESG) from error
+            raise StorageError(what, error.errno or 0, DMESG) from error
 
 
 def _read(path: Path) -> str:

@@ -223,9 +223,10 @@ class _Tree:
 
     def finished(self) -> Finished:
         """Return how the command ended, or raise what kept it from beginning."""
-        if not self._report:
+        report, end, _ = self._report.partition(b"\n")
+        if not end:
             raise SnapUpgradeError("the run inside the environment was killed from outside, and all it had started")
-        told = json.loads(self._report.split(b"\n")[0])
+        told = json.loads(report)
         if "error" in told:
             cls = _ERRORS.get(told["class"], SnapUpgradeError)
             raise cls(f"cannot enter the environment: {told['error']}", hint=told["hint"])

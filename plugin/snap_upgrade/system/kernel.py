@@ -519,6 +519,20 @@ def pidfd_open(pid: int) -> int:
         raise _fail(error.errno or errno.EIO, "pidfd_open", f"process {pid}") from None
 
 
+def watch_closing(path: str) -> int:
+    """Return a descriptor that becomes readable when anybody closes *path* after having had it open to write.
+
+    A lock of the process on that file (fcntl) is gone by then.
+    """
+    fd = _call("inotify_init1", path, os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        _call("inotify_add_watch", path, fd, os.fsencode(path), 0x8)  # IN_CLOSE_WRITE
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def boot_id() -> str:
     """Return the identity of this boot."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
