@@ -6,12 +6,13 @@
 #   make lint      the first part of it
 #   make deb       dist/snap-upgrade_<version>_all.deb
 #   make bench     measure (BENCH_ARGS='--json')
+#   make mutants   break the code one change at a time and see that its tests turn red (MUTANTS_ARGS='-k storage')
 #   make clean     remove what these made here (what is cached outside is left)
 
 SHELL = /bin/bash
 .SHELLFLAGS = -euo pipefail -c
 .DEFAULT_GOAL = help
-.PHONY: help demo check check-pythons lint deb bench clean
+.PHONY: help demo check check-pythons lint deb bench mutants clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -48,6 +49,11 @@ check-pythons: deb
 bench: deb
 	@python=$$(tests/setup)
 	"$$python" -m tests.bench $(BENCH_ARGS)
+
+# In copies of the tree; it takes some minutes for each section of tests/mutants.
+mutants:
+	@python=$$(tests/setup)
+	"$$python" -m tests.mutants $(MUTANTS_ARGS)
 
 clean:
 	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
