@@ -33,6 +33,7 @@ from snap_upgrade.core.errors import (
     SnapUpgradeError,
     StateDamaged,
     StorageError,
+    words,
 )
 from snap_upgrade.core.packages import Outcome
 from snap_upgrade.core.recovery import Progress, Way
@@ -133,7 +134,7 @@ class Transaction:
                 raise  # the package manager may have worked on a root that stays: only a verdict can say
             self._fail_back(error)
             if isinstance(error, OSError | StorageError | CommandFailed):
-                raise FailedUnchanged(f"{error}; all of it was undone", error_hint(error)) from error
+                raise FailedUnchanged(f"{words(error)}; all of it was undone", error_hint(error)) from error
             raise
         return self.outcome
 
@@ -145,7 +146,7 @@ class Transaction:
             self.journal.close("undone", EXIT_UNCHANGED if code == EXIT_INTERNAL else code)
         except (SnapUpgradeError, OSError) as second:
             raise NeedsPerson(
-                f"{error}; taking transaction {self.ident} back failed as well, it stays open: {second}",
+                f"{words(error)}; taking transaction {self.ident} back failed as well, it stays open: {words(second)}",
                 "snap-upgrade recover",
             ) from second
 
@@ -280,7 +281,7 @@ class Transaction:
                 self.journal.append("decide", plan=[to_json(step) for step in steps])
             except OSError as error:
                 raise NeedsPerson(
-                    f"transaction {self.ident} stays open, what follows could not be written down: {error}",
+                    f"transaction {self.ident} stays open, what follows could not be written down: {words(error)}",
                     "free what it lacks, then run 'snap-upgrade recover'",
                 ) from error
         self.forward()
@@ -296,7 +297,8 @@ class Transaction:
             except (SnapUpgradeError, OSError) as error:
                 if not isinstance(error, NeedsPerson):
                     raise NeedsPerson(
-                        f"transaction {self.ident} stays open, it could not {describe(steps[group[0]])}: {error}",
+                        f"transaction {self.ident} stays open, it could not {describe(steps[group[0]])}: "
+                        f"{words(error)}",
                         "free what it lacks, then run 'snap-upgrade recover'",
                     ) from error
                 raise
@@ -418,7 +420,7 @@ class Engine:
                     done.append(self.recover_one(Transaction(self.machine, found), judge, decide))
             except OSError as error:
                 raise NeedsPerson(
-                    f"transaction {found.entries.ident} stays open: {error}",
+                    f"transaction {found.entries.ident} stays open: {words(error)}",
                     "free what it lacks, then run 'snap-upgrade recover'",
                 ) from error
         return done

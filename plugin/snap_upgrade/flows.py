@@ -394,8 +394,8 @@ def _judge_interrupted(machine: Machine, transaction: Transaction, root: Path, e
         transaction.judge(transaction.outcome)
     except (errors.SnapUpgradeError, OSError) as second:
         raise errors.NeedsPerson(
-            f"{error or type(error).__name__}; transaction {transaction.ident} stays open, for what it left could not "
-            f"be judged: {second}",
+            f"{errors.words(error) or type(error).__name__}; transaction {transaction.ident} stays open, for "
+            f"what it left could not be judged: {errors.words(second)}",
             "snap-upgrade recover",
         ) from second
 

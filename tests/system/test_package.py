@@ -316,7 +316,7 @@ def test_a_broken_configuration_keeps_nobody_from_removing_the_package(debs: tup
     with installed(tmp_path, debs) as m:
         m.path("/etc/snap-upgrade.conf").write_text("nonsense\n")
         result = m.run(["apt-get", "remove", "-y", "snap-upgrade"])
-        assert "line 1: 'nonsense' is not 'key = value'; going on" in result.output
+        assert "line 1: 'nonsense' is not 'key = value'); going on" in result.output
         apt_works(m)
 
 

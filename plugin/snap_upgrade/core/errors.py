@@ -166,3 +166,12 @@ class StateDamaged(NeedsPerson):
     """A state file cannot be understood; it is kept as it is and reported."""
 
     message_id = "state-damaged"
+
+
+def words(error: BaseException) -> str:
+    """Return what *error* says to a person: of an error of the system its words, without its number."""
+    text = str(error)
+    if not isinstance(error, OSError) or not text.startswith("[Errno"):
+        return text
+    said = error.strerror or text
+    return f"{error.filename}: {said}" if error.filename else said
