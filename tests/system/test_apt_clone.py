@@ -479,14 +479,14 @@ def test_scripts_find_the_disk_and_no_services_and_our_hooks_stay_silent(world: 
         "dd if=$dev bs=8 count=1 skip=8200 status=none > /srv/magic",
         "test ! -d /run/systemd/system",
         "test -c /dev/pts/ptmx",
-        "echo $DEBIAN_FRONTEND $SYSTEMD_OFFLINE > /srv/env",
+        "echo $DEBIAN_FRONTEND $SYSTEMD_OFFLINE $UCF_FORCE_CONFFOLD > /srv/env",
         "setsid sleep 1000 &",
     )
     world.publish(Deb("kernel-like", scripts={"postinst": script}))
     outcome = world.do(install("kernel-like"))
     assert (outcome.verdict, outcome.reasons) == (verdict.SUCCESS, ())
     assert world.path("/srv/magic").read_bytes() == b"_BHRfS_M"
-    assert world.path("/srv/env").read_text() == "noninteractive 1\n"
+    assert world.path("/srv/env").read_text() == "noninteractive 1 1\n"
     assert not world.path("/srv/pre").exists()
     assert not world.path("/srv/post").exists()
     assert world.users() == []
