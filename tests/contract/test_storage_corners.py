@@ -16,7 +16,7 @@ import pytest
 
 from snap_upgrade.core.errors import NeedsPerson, Refused, StorageError
 from snap_upgrade.core.model import Volume
-from snap_upgrade.storage import btrfs_facts
+from snap_upgrade.storage import btrfs_facts, btrfs_tree
 from snap_upgrade.storage.btrfs import BtrfsStorage
 from snap_upgrade.system import failpoint, kernel, mounts
 from tests.contract.stores import Case, btrfs
@@ -364,6 +364,74 @@ def test_a_directory_is_not_a_root_to_go_back_to(case: Case) -> None:
     case.others.append(BtrfsStorage(case.root / "sub", kernel_line="", fstab="", swaps=""))
     with pytest.raises(Refused, match="not a subvolume"):
         case.others[-1].layout()
+
+
+# -- volumes whose path Linux does not tell
+
+
+def bury(folder: Path) -> None:
+    """Make a volume with another inside, in so many folders that the path to it is longer than a page."""
+    fd = os.open(folder, os.O_RDONLY)
+    for _ in range(30):
+        os.mkdir("d" * 200, dir_fd=fd)
+        below = os.open("d" * 200, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    kernel.create_subvolume(fd, b"deep")
+    below = os.open("deep", os.O_RDONLY, dir_fd=fd)
+    kernel.create_subvolume(below, b"inner")
+    os.close(fd)
+    os.close(below)
+
+
+def test_a_volume_whose_path_cannot_be_told_is_listed_and_takes_no_other_along(case: Case) -> None:
+    made, running = clone(case), case.running
+    (case.root / "home").mkdir()
+    nest(case.root / "home", "other")
+    bury(case.root / "home")
+    found = case.storage.volumes()
+    assert {made.uuid, running.uuid} < set(found)
+    untold = [volume for volume in found.values() if volume.path == f"{running.path}/?//{volume.ident}"]
+    assert len(untold) == 2
+    inside = case.storage.nested(running.uuid)
+    assert [one.path for one in inside if one not in untold] == [f"{running.path}/home/other"]
+    assert {one.ident for one in inside} > {one.ident for one in untold}
+    inner, deep = sorted(untold, key=lambda volume: -volume.ident)
+    assert inside.index(inner) < inside.index(deep)
+    assert case.storage.nested(deep.uuid) == [inner]
+    assert case.storage.exclusive_bytes(deep.uuid) is None  # it is found by its uuid
+    with pytest.raises(StorageError, match="is not a path"):
+        case.storage.at(deep.path)
+    with pytest.raises(StorageError, match="other volumes are inside"):
+        case.storage.destroy(deep.uuid)
+
+
+def test_a_volume_whose_path_cannot_be_told_can_be_moved_to_one_that_can(case: Case) -> None:
+    case.storage.state_dir(create=True)
+    bury(case.root)
+    deep = min((one for one in case.storage.nested(case.running.uuid)), key=lambda volume: volume.ident)
+    case.storage.rename(deep.uuid, ".snap-upgrade/kept/deep")
+    assert [one.path for one in case.storage.nested(deep.uuid)] == [".snap-upgrade/kept/deep/inner"]
+    assert case.storage.nested(case.running.uuid) == []
+
+
+def test_the_list_says_of_each_volume_what_the_library_says(case: Case) -> None:
+    snapshot = case.storage.snapshot(clone(case).uuid, ".snap-upgrade/snap/s")
+    (case.root / "a/b").mkdir(parents=True)
+    nest(case.root / "a/b", "one")
+    nest(case.root / "a/b/one", "two")
+    with case.storage.opened(case.storage.at("").uuid) as top:  # type: ignore[union-attr]
+        said = {info.id: (path, info) for path, info in btrfsutil.SubvolumeIterator(top, top=5, info=True)}
+        fd = os.open(top, os.O_RDONLY)
+    listed = btrfs_tree.volumes(fd)
+    os.close(fd)
+    assert listed is not None
+    assert snapshot.ident in listed and len(listed) >= 6
+    assert {number: path for number, (_, path) in listed.items()} == {number: one[0] for number, one in said.items()}
+    for number, (info, _) in listed.items():
+        for field in info._fields:
+            ours, theirs = getattr(info, field), getattr(said[number][1], field)
+            assert ours == pytest.approx(theirs) if isinstance(ours, float) else ours == theirs, field
 
 
 # -- while others move

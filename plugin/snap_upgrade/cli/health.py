@@ -16,6 +16,7 @@ from snap_upgrade.core import errors
 from snap_upgrade.core.layout import look
 from snap_upgrade.core.model import Kind, Method, Problem, State, Volume
 from snap_upgrade.core.plan import PARTS, STATE
+from snap_upgrade.core.names import UNTOLD, is_told
 from snap_upgrade.detect import NO_STATE
 from snap_upgrade.engine import is_owner_alive
 from snap_upgrade.system import command, files, mounts
@@ -50,6 +51,7 @@ def problems(machine: Machine, inventory: Inventory) -> list[Problem]:
         *_left_behind(machine, inventory),
         *_space(machine),
         *_packages(machine),
+        *_untold(machine),
         *_fallback(machine),
     ]
     if machine.root == Path("/"):
@@ -185,6 +187,17 @@ def _packages(machine: Machine) -> list[Problem]:
 
 
 def packages_at_work(machine: Machine) -> str:
+def _untold(machine: Machine) -> list[Problem]:
+    """Return the volumes that are so deep in folders that no path of them can be told; anybody may make one."""
+    found = []
+    for volume in machine.storage.volumes().values():
+        if not is_told(volume.path):
+            place = volume.path.partition(UNTOLD)[0].rstrip("/") or "the top level"
+            what = f"the volume {volume.ident} lies too deep in {place} to tell its path; it is left where it is"
+            found.append(Problem(what, "find / -xdev -inum 256 -printf '%.200p\\n'", WARNING))
+    return found
+
+
     """Return who is changing the packages of this root at this moment, empty if nobody is. No lock is taken."""
     for name in ("lock-frontend", "lock"):  # aptitude takes only the second
         if holder := files.lock_holder(machine.root / "var/lib/dpkg" / name):

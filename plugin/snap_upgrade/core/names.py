@@ -70,3 +70,11 @@ def fresh_name(day: str, taken: Container[str]) -> str:
 def shown(text: str) -> str:
     """Return *text* with what would move a terminal's cursor made visible."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+UNTOLD = "?//"  # in what stands for a path that cannot be told; no path has an empty part
+
+
+def is_told(path: str) -> bool:
+    """Whether *path* is a path, and not what a storage says of a volume whose path cannot be told."""
+    return UNTOLD not in path

@@ -19,7 +19,8 @@ import btrfsutil
 from snap_upgrade.core import layout as layouts
 from snap_upgrade.core.errors import NeedsPerson, NotFound, Refused, StorageError
 from snap_upgrade.core.model import FileChange, Layout, Method, Space, Volume
-from snap_upgrade.storage import btrfs_diff, btrfs_facts, btrfs_move, btrfs_state
+from snap_upgrade.core.names import is_told
+from snap_upgrade.storage import btrfs_diff, btrfs_facts, btrfs_move, btrfs_state, btrfs_tree
 from snap_upgrade.storage.btrfs_errors import DMESG, explained
 from snap_upgrade.system import kernel, mounts
 
@@ -109,16 +110,16 @@ class BtrfsStorage:
     @contextmanager
     def _folder(self, path: str) -> Iterator[tuple[int, bytes]]:
         """Open the directory of *path* step by step, never through a symbolic link; yield it and the last name."""
-        *folders, name = self._parts(path)
-        fd = os.dup(self._top())
-        try:
-            for folder in folders:
-                below = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-                os.close(fd)
-                fd = below
-            yield fd, os.fsencode(name)
-        finally:
-            os.close(fd)
+        with btrfs_tree.folder(self._top(), [os.fsencode(part) for part in self._parts(path)]) as found:
+            yield found
+
+    @contextmanager
+    def _place(self, volume: Volume) -> Iterator[tuple[int, bytes]]:
+        """Open the directory that *volume* is in, also where its path cannot be told; yield it and the name there."""
+        told = is_told(volume.path)
+        parts = [os.fsencode(part) for part in self._parts(volume.path)] if told else None
+        with btrfs_tree.folder(self._top(), parts or btrfs_tree.steps_to(self._top(), volume.ident)) as found:
+            yield found
 
     # -- what is there
 
@@ -132,12 +133,20 @@ class BtrfsStorage:
     def _by_id(self, ident: int) -> Volume | None:
         try:
             info = btrfsutil.subvolume_info(self._top(), ident)
-            path = "" if ident == kernel.TOP_LEVEL else btrfsutil.subvolume_path(self._top(), ident)
+            path = self._path(ident)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTTY) or "not found" in str(error).lower():
                 return None
             raise
         return self._volume(info, path)
+
+    def _path(self, ident: int) -> str:
+        try:
+            return "" if ident == kernel.TOP_LEVEL else btrfsutil.subvolume_path(self._top(), ident)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return btrfs_tree.path_of(self._top(), ident)
 
     def _find(self, uuid: str) -> Volume | None:
         """Return the volume *uuid*, by the tree of uuids: no walk through all volumes."""
@@ -179,15 +188,11 @@ class BtrfsStorage:
 
     def _list(self) -> dict[int, Volume] | None:
         """Return every volume by number, or None if one went away in the middle."""
-        found = {kernel.TOP_LEVEL: self._volume(btrfsutil.subvolume_info(self._top(), kernel.TOP_LEVEL), "")}
-        try:
-            for path, info in btrfsutil.SubvolumeIterator(self._top(), top=kernel.TOP_LEVEL, info=True):
-                found[info.id] = self._volume(info, path)
-        except OSError as error:
-            if error.errno == errno.ENOENT:
-                return None
-            raise
-        return found
+        found = btrfs_tree.volumes(self._top())
+        if found is None:
+            return None
+        top = {kernel.TOP_LEVEL: self._volume(btrfsutil.subvolume_info(self._top(), kernel.TOP_LEVEL), "")}
+        return top | {number: self._volume(info, path) for number, (info, path) in found.items()}
 
     def at(self, path: str) -> Volume | None:
         """Return the volume at *path* (empty: the top level), or None if there is nothing or something else."""
@@ -218,10 +223,9 @@ class BtrfsStorage:
     def nested(self, uuid: str) -> list[Volume]:
         """Return the volumes inside *uuid*, deepest first."""
         outer = self._require(uuid)
-        prefix = f"{outer.path}/" if outer.path else ""
         with explained(f"list what is inside {outer.path or 'the top level'}"):
-            iterator = btrfsutil.SubvolumeIterator(self._top(), top=outer.ident, info=True, post_order=True)
-            found = [self._volume(info, prefix + path) for path, info in iterator]
+            inside = btrfs_tree.inside(self._top(), outer.ident, outer.path)
+        found = [self._volume(info, path) for info, path in inside]
         # In a root that is the top level itself our own state lies too, and is no part of it.
         return [volume for volume in found if outer.path or f"{volume.path}/".split("/", 1)[0] != STATE]
 
@@ -392,7 +396,7 @@ class BtrfsStorage:
         if volume.path == path:
             return
         with explained(f"move {volume.path or 'the top level'} to {path}"):
-            with self._folder(volume.path) as (old, old_name), self._folder(path) as (new, new_name):
+            with self._place(volume) as (old, old_name), self._folder(path) as (new, new_name):
                 with suppress(FileNotFoundError):
                     if os.stat(new_name, dir_fd=new, follow_symlinks=False).st_ino == _PLACEHOLDER:
                         os.rmdir(new_name, dir_fd=new)

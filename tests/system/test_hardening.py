@@ -1,0 +1,60 @@
+"""What an unprivileged user of the machine cannot do to it by way of snap-upgrade: stop it, speak through it, or reach
+what a way back holds.
+
+The rule: the user acts as nobody, with what every user has: a folder of his own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab import breaking
+from tests.lab.debs import Deb
+from tests.lab.machine import Layout, Machine
+from tests.lab.repo import local_repo
+from tests.system.clilab import names, su, su_json
+from tests.system.test_apt_failures import settle
+
+INSTALL = ("apt-get", "install", "-y")
+AS_NOBODY = "import fcntl, os, sys\nos.setgid(65534)\nos.setuid(65534)\nd = os.open('/var/tmp', os.O_RDONLY)\n"
+MAKE = "b = bytearray(4096)\nb[8:8 + len(name)] = name\nfcntl.ioctl(d, 0x5000940E, b, True)\n"
+DEEP = """
+for number in range(30):
+    os.mkdir("d" * 200, dir_fd=d)
+    d = os.open("d" * 200, os.O_RDONLY, dir_fd=d)
+name = b"x"
+"""
+
+
+@pytest.fixture
+def m(tmp_path: Path) -> Iterator[Machine]:
+    with Machine(tmp_path, layout=Layout(subvol="@")) as machine:
+        local_repo(machine.path("/"), [breaking.fails_in("postinst", "bad"), Deb("good", "1.0")], method="copy")
+        machine.run(["apt-get", "update"])
+        yield machine
+
+
+def as_nobody(machine: Machine, script: str) -> str:
+    return machine.run(["/usr/bin/python3", "-IS", "-c", AS_NOBODY + script]).stdout
+
+
+def test_a_volume_too_deep_for_its_path_stops_no_command(m: Machine) -> None:
+    as_nobody(m, DEEP + MAKE)
+    m.run([*INSTALL, "bad"], check=False)
+    settle(m)
+    assert len(names(m)) == 2
+    row = next(one for one in su_json(m, "status")["problems"] if "too deep" in one["message"])
+    assert row["severity"] == "warning"
+    assert any(one["path"] == f"@/?//{row['message'].split()[2]}" for one in su_json(m, "list", "-a"))
+    found = m.run(["sh", "-c", row["hint"]]).stdout
+    assert any(line.startswith("/var/tmp/ddd") for line in found.splitlines()), found
+    su(m, "rollback", "before-1")
+    m.reboot()
+    assert "running:   before-1" in su(m, "status").stdout
+    su(m, "recover", "--boot", code=4)
+    su(m, "destroy", "-y", "initial")
+    assert names(m).keys() == {"before-1"}
+    assert any(path.startswith(".snap-upgrade/kept/") for path in m.subvolumes())
