@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from snap_upgrade import journal, records
+from snap_upgrade import journal, nested, records
 from snap_upgrade.actions import POINTER, Machine
 from snap_upgrade.core import errors, names, plan, retention
 from snap_upgrade.core.model import Kind, Record, State
@@ -33,7 +33,6 @@ from snap_upgrade.core.steps import (
 )
 from snap_upgrade.engine import Engine
 from snap_upgrade.flows import adopt, ready, ready_at
-from snap_upgrade.nested import awaits_nested
 from snap_upgrade.records import Inventory, Owned
 from snap_upgrade.system import files
 
@@ -320,25 +319,17 @@ def _carried(machine: Machine, inventory: Inventory, running: Owned) -> list[Ste
 
     The running root has an empty directory in its place; were it left behind, its data would seem lost.
     """
-    with machine.storage.opened(running.record.uuid) as root:
-        return list(_moves(machine, inventory, running, root))
+    return list(_moves(machine, inventory, running))
 
 
-def _moves(machine: Machine, inventory: Inventory, running: Owned, root: Path) -> Iterator[Step]:
+def _moves(machine: Machine, inventory: Inventory, running: Owned) -> Iterator[Step]:
     taken: set[str] = set()
-    for owned in reversed(inventory.owned):
-        if owned.record.kind is not Kind.ENVIRONMENT or owned.record.uuid == running.record.uuid:
-            continue
-        if machine.storage.mounted_at(owned.record.uuid):
-            continue
-        for nested in machine.storage.nested(owned.record.uuid):
-            if inventory.by_uuid(nested.uuid) is not None or nested.path.startswith(f"{plan.STATE}/kept/"):
-                continue
-            relative = str(PurePosixPath(nested.path).relative_to(owned.volume.path))
-            target = f"{running.volume.path}/{relative}" if running.volume.path else relative
-            if target not in taken and awaits_nested(root, relative):
-                taken.add(target)
-                yield CarryNested(nested.uuid, nested.path, target)
+    for volume, home in nested.left_behind(machine, inventory):
+        relative = str(PurePosixPath(volume.path).relative_to(home.volume.path))
+        target = f"{running.volume.path}/{relative}" if running.volume.path else relative
+        if target not in taken and not machine.storage.mounted_at(home.record.uuid):
+            taken.add(target)
+            yield CarryNested(volume.uuid, volume.path, target)
 
 
 # --- what others did to our state

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from snap_upgrade.core.errors import NeedsPerson
+from snap_upgrade.core.lineage import related
 from snap_upgrade.core.model import Kind, State, Volume
 from snap_upgrade.core.plan import PARTS, STATE, part_of, part_path
 from snap_upgrade.core.steps import CarryNested
@@ -159,18 +160,35 @@ def _outermost(inventory: Inventory, nested: list[Volume]) -> list[Volume]:
 
 
 def left_behind(machine: Machine, inventory: Inventory) -> list[tuple[Volume, Owned]]:
-    """Return the volumes that nobody cloned, with the environment each lies in, for which the running root waits."""
-    running = machine.storage.layout().running
+    """Return the volumes that nobody cloned, with the environment each lies in, for which the running root waits.
+
+    Newest environments first. What belongs to another system or is mounted from where it is stays there.
+    """
+    layout = machine.storage.layout()
+    running = layout.running
+    known = [*(one.record for one in inventory.owned), *inventory.missing]
+    ours = related(known, running.uuid, {running.uuid: running.parent_uuid})
     homes = {one.volume.path: one for one in inventory.owned if one.record.kind is Kind.ENVIRONMENT}
     found = []
     with machine.storage.opened(running.uuid) as root:
         for volume in machine.storage.volumes().values():
             home = None if inventory.by_uuid(volume.uuid) else _home(homes, volume)
-            if home is not None and home.record.uuid != running.uuid:
-                relative = str(PurePosixPath(volume.path).relative_to(home.volume.path))
-                if awaits_nested(root, relative):
-                    found.append((volume, home))
-    return found
+            if home is None or home.record.uuid == running.uuid or home.record.uuid not in ours:
+                continue
+            relative = str(PurePosixPath(volume.path).relative_to(home.volume.path))
+            if awaits_nested(root, relative) and volume.path not in layout.selected and _may_move(machine, volume):
+                found.append((volume, home))
+    return sorted(found, key=lambda pair: inventory.owned.index(pair[1]), reverse=True)
+
+
+def _may_move(machine: Machine, volume: Volume) -> bool:
+    """Whether nobody uses *volume* as itself: it is not mounted, and beside no others a system at the top level."""
+    if machine.storage.mounted_at(volume.uuid):
+        return False
+    if "/" in volume.path:
+        return True
+    with machine.storage.opened(volume.uuid) as root:
+        return not any(os.path.lexists(root / path) for path in ("etc/os-release", "usr/lib/os-release"))
 
 
 def _home(homes: dict[str, Owned], volume: Volume) -> Owned | None:

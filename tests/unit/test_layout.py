@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from snap_upgrade.core.layout import Facts, decide, fstab_root, kernel_words, look, select
+from snap_upgrade.core.layout import Facts, decide, fstab_root, kernel_words, look, numbers, select
 from snap_upgrade.core.model import Method, Volume
 
 UUID = "6db7db35-74c2-447e-a94f-f69107ce03d0"
@@ -135,3 +135,82 @@ def test_the_selection_says_who_decides() -> None:
     octal = select(facts("@", f"{OURS} rootflags=subvolid=010"))
     assert octal is not None
     assert octal.ident == 8
+
+
+# --- volumes inside the root that fstab mounts on their own
+
+AT = f"{OURS} rootflags=subvol=@"
+
+
+def mounted(line: str, path: str = "@", kernel: str = AT, **more: Any) -> Facts:
+    return facts(path, kernel, f"UUID={UUID} / btrfs subvol=@ 0 0\n{line}\n", **more)
+
+
+@pytest.mark.parametrize(
+    ("given", "place", "command"),
+    [
+        (mounted(f"UUID={UUID} /data btrfs subvol=@/data 0 0"), "@/data", "2s#subvol=@/data#subvol=@data#"),
+        (mounted(f"UUID={UUID} /media btrfs rw,subvol=/@/data/ 0 0"), "@/data", "2s#subvol=/@/data/#subvol=@data#"),
+        (mounted("LABEL=my\\040disk /m auto subvol=@/a\\040b/c"), "@/a b/c", "2s#subvol=@/a\\\\040b/c#subvol=@a\\\\040b-c#"),
+        (mounted("/dev/sda2\t/m\tbtrfs\tsubvol=@/x.y"), "@/x.y", "2s#subvol=@/x\\.y#subvol=@x.y#"),
+        (mounted(f"UUID={UUID} /m btrfs subvolid=300", places={300: "@/data"}), "@/data", "umount /m && "),
+        (mounted(f"UUID={UUID} /m btrfs subvolid=0x12c,subvol=@/q", places={300: "@/q"}), "@/q", "#subvol=@q#"),
+        (mounted(f"UUID={UUID} /d btrfs subvol=@/d", ".snap-upgrade/be/x"), "@/d", "top/.snap-upgrade/be/x/d /run"),
+        (mounted(f"UUID={UUID} /d btrfs subvolid=9", ".snap-upgrade/be/x", places={9: ".snap-upgrade/be/x/d"}),
+         ".snap-upgrade/be/x/d", "top/.snap-upgrade/be/x/d /run"),
+        (mounted(f"UUID={UUID} /d btrfs subvol=@/d", kernel="root=/dev/vda"), "@/d", "mount /d"),
+        (mounted(f"UUID={UUID} /d btrfs subvol=@/d", kernel=OURS, configured="exchange"), "@/d", "mount /d"),
+    ],
+)  # fmt: skip
+def test_a_mount_from_inside_a_root_that_changes_places_is_a_refusal(given: Facts, place: str, command: str) -> None:
+    found = decide(given)
+    assert (found.method, found.boot_path) == (NONE, None)
+    assert found.refusal == (
+        f"/etc/fstab mounts {place}, which lies inside the root and would not be there after a roll back"
+    )
+    assert command in found.hint
+    assert place in found.selected
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        mounted(f"UUID={UUID} /data btrfs subvol=@data 0 0"),
+        mounted(f"UUID={UUID} /data btrfs subvol=@home/data 0 0"),
+        mounted(f"UUID={OTHER} /data btrfs subvol=@/data 0 0"),
+        mounted(f"#UUID={UUID} /data btrfs subvol=@/data 0 0"),
+        mounted(f"UUID={UUID} /top btrfs subvol=/ 0 0"),
+        mounted(f"UUID={UUID} /top btrfs subvolid=5", places={5: ""}),
+        mounted(f"UUID={UUID} /again btrfs subvol=@"),
+        mounted(f"UUID={UUID} /x btrfs subvolid=300", places={300: "x"}),
+        mounted(f"UUID={UUID} /x btrfs subvolid=300"),
+        mounted(f"UUID={UUID} /x btrfs"),
+        mounted(f"UUID={UUID} /x"),
+    ],
+)
+def test_a_mount_of_what_lies_elsewhere_stops_nothing(given: Facts) -> None:
+    found = decide(given)
+    assert (found.method, found.boot_path, found.warnings) == (EXCHANGE, "@", ())
+
+
+@pytest.mark.parametrize("option", ["nofail", "noauto"])
+def test_a_mount_that_may_fail_is_a_warning(option: str) -> None:
+    found = decide(mounted(f"UUID={UUID} /data btrfs {option},subvol=@/data 0 0"))
+    assert (found.method, found.boot_path) == (EXCHANGE, "@")
+    assert len(found.warnings) == 1
+    assert "@/data" in found.warnings[0]
+    assert look(found.warnings[0]) == "cat /etc/fstab"
+
+
+def test_a_root_by_default_keeps_what_is_mounted_from_inside_it_and_says_what_that_is() -> None:
+    line = f"UUID={UUID} /data btrfs subvol=@/data\nUUID={UUID} /b btrfs subvolid=300\nUUID={OTHER} /c btrfs subvol=@/c"
+    found = decide(facts("@", OURS, line, places={300: "@/b", 7: "@/q"}))
+    assert found.method is DEFAULT
+    assert found.selected == {"@/data", "@/b"}
+    assert decide(facts("@", AT)).selected == {"@"}
+    assert decide(facts("@", f"{OURS} rootflags=subvolid=9", places={9: "x"})).selected == {"x"}
+
+
+def test_the_numbers_that_the_texts_name() -> None:
+    fstab = "a /b btrfs subvolid=300,x\n#c /d btrfs subvolid=301\ne /f btrfs subvolid=zzz\n"
+    assert numbers("rootflags=subvolid=0x100 quiet", fstab) == {256, 300}

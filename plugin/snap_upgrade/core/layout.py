@@ -7,6 +7,9 @@ subvolume would change what boots, refuse with the reason, before any package is
 from __future__ import annotations
 
 import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from snap_upgrade.core.model import Layout, Method, Volume
@@ -26,7 +29,8 @@ class Facts:
 
     *names* are all spellings by which a kernel line or fstab may name this file system (``/dev/sda2``,
     ``LABEL=x``, ``PARTUUID=…``); ``UUID=`` of *fs_uuid* need not be among them. *elsewhere* are those of TOGETHER
-    and ``/boot`` that lie on another volume. *swap_files* are active and in the root volume.
+    and ``/boot`` that lie on another volume. *swap_files* are active and in the root volume. *places* says where
+    the volumes lie whose `numbers` the texts name.
     """
 
     running: Volume
@@ -39,6 +43,30 @@ class Facts:
     writable: bool = True
     elsewhere: tuple[str, ...] = ()
     swap_files: tuple[str, ...] = ()
+    places: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MountLine:
+    """A line of fstab: its *number* from 1, and its words as they stand there."""
+
+    number: int
+    words: tuple[str, ...]
+
+    @property
+    def source(self) -> str:
+        """What is mounted."""
+        return unescape_fstab(self.words[0])
+
+    @property
+    def point(self) -> str:
+        """Where it is mounted."""
+        return unescape_fstab(self.words[1])
+
+    @property
+    def options(self) -> str:
+        """The options, joined by commas."""
+        return unescape_fstab(self.words[3]) if len(self.words) > 3 else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +110,19 @@ def _fstab_lines(text: str) -> list[list[str]]:
     return [[word for word in line.replace("\t", " ").split(" ") if word] for line in text.split("\n")]
 
 
+def fstab_mounts(text: str) -> Iterator[MountLine]:
+    """Yield the lines that name a source and a place; comments do not."""
+    for number, words in enumerate(_fstab_lines(text), 1):
+        if len(words) >= 2 and not words[0].startswith("#"):
+            yield MountLine(number, tuple(words))
+
+
 def fstab_root(text: str) -> tuple[str, str] | None:
     """Return (source, options) of the line for ``/``, the last one if there are several, or None."""
     found = None
-    for words in _fstab_lines(text):
-        if len(words) >= 2 and not words[0].startswith("#") and unescape_fstab(words[1]) == "/":
-            found = (unescape_fstab(words[0]), unescape_fstab(words[3]) if len(words) > 3 else "")
+    for line in fstab_mounts(text):
+        if line.point == "/":
+            found = (line.source, line.options)
     return found
 
 
@@ -133,6 +168,81 @@ def _subvolume_options(options: str) -> tuple[str | None, int | None]:
     return path, ident
 
 
+def numbers(kernel_line: str, fstab: str) -> set[int]:
+    """Return the numbers by which the two texts name volumes, of whatever file system."""
+    flags = [word[10:] for word in kernel_words(kernel_line) if word.startswith("rootflags=")]
+    found = (_subvolume_options(options)[1] for options in (*flags, *(line.options for line in fstab_mounts(fstab))))
+    return {number for number in found if number is not None and number >= TOP_LEVEL}
+
+
+def _selected(facts: Facts, path: str | None, ident: int | None) -> list[str]:
+    """Return the places of the volume that *path* and *ident* select: two if these differ, and the mount fails."""
+    places = [path, facts.places.get(ident) if ident is not None else None]
+    return [place for place in dict.fromkeys(places) if place is not None]
+
+
+def selected(facts: Facts) -> frozenset[str]:
+    """Return the places of all volumes of this file system that the kernel line and fstab select by path or number."""
+    found = set()
+    for line in fstab_mounts(facts.fstab):
+        if is_ours(line.source, facts):
+            found.update(_selected(facts, *_subvolume_options(line.options)))
+    root = select(facts)
+    if root is not None:
+        found.update(_selected(facts, root.path, root.ident))
+    return frozenset(found)
+
+
+def _inside(facts: Facts, boot_path: str) -> list[tuple[MountLine, str, str]]:
+    """Return (line of fstab, place of the volume, path in the root) where fstab selects a volume inside the root."""
+    found = []
+    for line in fstab_mounts(facts.fstab):
+        if line.point == "/" or not is_ours(line.source, facts):
+            continue
+        for place in _selected(facts, *_subvolume_options(line.options)):
+            # While something else is pending, the running root and what is in it lie elsewhere.
+            root = next((one for one in (boot_path, facts.running.path) if one and place.startswith(f"{one}/")), None)
+            if root is not None:
+                found.append((line, place, place[len(root) + 1 :]))
+                break
+    return found
+
+
+def _may_fail(line: MountLine) -> bool:
+    """Whether the boot goes on without this mount."""
+    return not {"noauto", "nofail"}.isdisjoint(line.options.split(","))
+
+
+def _stuck(facts: Facts, boot_path: str) -> tuple[str, str]:
+    """Return the refusal for a mount that a roll back by exchange would make impossible, with a hint; or nothing."""
+    for line, place, relative in _inside(facts, boot_path):
+        if not _may_fail(line):
+            return (
+                f"/etc/fstab mounts {place}, which lies inside the root and would not be there after a roll back",
+                _move_out(line, clean_path(f"{facts.running.path}/{relative}"), relative),
+            )
+    return "", ""
+
+
+def _move_out(line: MountLine, place: str, relative: str) -> str:
+    """Return the commands that move the volume at *place* to the top level and correct its *line* of fstab."""
+    top, name = "/run/snap-upgrade-top", "@" + relative.replace("/", "-")
+    point = shlex.quote(line.point)
+    commands = [
+        f"umount {point}",
+        f'mount --mkdir -o subvolid={TOP_LEVEL} "$(findmnt -nvfo SOURCE /)" {top}',
+        f"mv -T {shlex.quote(f'{top}/{place}')} {shlex.quote(f'{top}/{name}')}",
+        f"umount {top}",
+        f"mkdir -p {point}",
+    ]
+    old = next((word for word in reversed(line.words[3].split(",")) if word.startswith("subvol=")), None)
+    if old is not None:
+        new = "".join(f"\\{ord(letter):03o}" if letter in " \t\\" else letter for letter in f"subvol={name}")
+        pattern, text = re.sub(r"([\\.*\[\]^$#])", r"\\\1", old), re.sub(r"([\\&#])", r"\\\1", new)
+        commands.append(f"sed -i {shlex.quote(f'{line.number}s#{pattern}#{text}#')} /etc/fstab")
+    return " && ".join([*commands, f"mount {point}"])
+
+
 def select(facts: Facts) -> Selection | None:
     """Return what the next boot will ask for, or None if no text names this file system.
 
@@ -162,13 +272,19 @@ def decide(facts: Facts) -> Layout:
     method, boot_path = Method.NONE, None
     if not refusal:
         method, boot_path, refusal, hint = _method(facts)
+    inside = boot_path if method is Method.EXCHANGE else None
+    if inside is not None:
+        refusal, hint = _stuck(facts, inside)
+        if refusal:
+            method, boot_path = Method.NONE, None
     return Layout(
         running=facts.running,
         method=method,
         boot_path=boot_path,
         refusal=refusal,
         hint=hint,
-        warnings=tuple(_warnings(facts, method)),
+        warnings=(*_warnings(facts, method), *_late(facts, inside)),
+        selected=selected(facts),
     )
 
 
@@ -260,6 +376,16 @@ def _warnings(facts: Facts, method: Method) -> list[str]:
     if root and root[-1].startswith(("PARTUUID=", "PARTLABEL=")) and not is_ours(root[-1], facts):
         warnings.append(f"the kernel command line says root={root[-1]}, which is not known to be this file system")
     return warnings
+
+
+def _late(facts: Facts, boot_path: str | None) -> list[str]:
+    """Return the mounts that fail once at the boot after an exchange, and may."""
+    return [
+        f"/etc/fstab mounts {place}, which lies inside the root: at the first boot after a roll back {line.point} is "
+        "not mounted"
+        for line, place, _ in (_inside(facts, boot_path) if boot_path is not None else ())
+        if _may_fail(line)
+    ]
 
 
 def look(warning: str) -> str:

@@ -74,7 +74,8 @@ class Layout:
     """How the root is chosen at boot. *boot_path* is where an exchange takes place (relative to the top level).
 
     ``method`` NONE comes with *refusal*: why a roll back could not take effect here.
-    *warnings* are true but do not stop anything (a swap file inside the root, say).
+    *warnings* are true but do not stop anything (a swap file inside the root, say). *selected* are the places of the
+    volumes that something mounts by path or number at every boot: moved, they would be missed.
     """
 
     running: Volume
@@ -83,6 +84,7 @@ class Layout:
     refusal: str = ""
     hint: str = ""
     warnings: tuple[str, ...] = ()
+    selected: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

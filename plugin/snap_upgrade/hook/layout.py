@@ -13,6 +13,7 @@ from snap_upgrade.hook import state
 from snap_upgrade.system import kernel
 
 REMEMBERED = f"{state.STATE}/layout.json"
+_RULES = 2  # grows when core.layout says something else of the same facts
 # What core.layout calls TOGETHER, and /boot: which volume each lies on. A test compares the two.
 _PLACES = ("/usr", "/etc", "/var/lib/dpkg", "/var/lib/rpm", "/boot")
 
@@ -22,7 +23,7 @@ def refusal(top: int, device: str, path: str, activation: str) -> tuple[str, str
 
     *top* is the open top level, *device* and *path* say what is mounted at ``/``.
     """
-    made_from = [kernel.boot_id(), device, path, activation, *_facts()]
+    made_from = [_RULES, kernel.boot_id(), device, path, activation, *_facts()]
     known = state.read(top, REMEMBERED)
     if known is not None:
         try:
@@ -31,7 +32,8 @@ def refusal(top: int, device: str, path: str, activation: str) -> tuple[str, str
         except (ValueError, RecursionError):
             pass  # made anew below
     found = ask(activation)
-    if not found[0]:
+    # Where a volume lies that fstab names by number, no text says.
+    if not found[0] and "subvolid=" not in _text("/etc/fstab"):
         _remember(top, made_from)
     return found
 

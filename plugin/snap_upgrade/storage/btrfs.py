@@ -251,10 +251,12 @@ class BtrfsStorage:
             fstab = self._fstab if self._fstab is not None else _read(self.root / "etc/fstab")
         except FileNotFoundError:
             fstab = ""
+        kernel_line = self._kernel_line if self._kernel_line is not None else _read(Path("/proc/cmdline"))
+        named = [self._by_id(number) for number in layouts.numbers(kernel_line, fstab)]
         return layouts.Facts(
             running=self._running(),
             default_id=kernel.get_default(top),
-            kernel_line=self._kernel_line if self._kernel_line is not None else _read(Path("/proc/cmdline")),
+            kernel_line=kernel_line,
             fstab=fstab,
             fs_uuid=kernel.filesystem_info(top)[2],
             names=names,
@@ -264,6 +266,7 @@ class BtrfsStorage:
             swap_files=btrfs_facts.swap_files(
                 self._swaps if self._swaps is not None else _read(Path("/proc/swaps")), str(self.root)
             ),
+            places={volume.ident: volume.path for volume in named if volume is not None},
         )
 
     def layout(self) -> Layout:
