@@ -15,6 +15,7 @@ from typing import Any
 
 TOP = Path(__file__).resolve().parents[2]
 NAMES = "snap-upgrade list -H -a 2>/dev/null | cut -f 1"
+ENVIRONMENTS = "snap-upgrade list -H 2>/dev/null | cut -f 1"
 PACKAGES = "apt-cache --no-generate pkgnames 2>/dev/null"
 # What a placeholder in the parser stands for; NEW is what the machine does not have yet.
 KINDS = {
@@ -22,6 +23,8 @@ KINDS = {
     "NAME|DIR": "names", "DIR": "folders", "PACKAGE": "packages", "-- COMMAND": "commands",
 }  # fmt: skip
 NEW = {("create", "name"), ("image-update", "be_name")}
+# What boots, and what can be renamed, is an environment and no snapshot.
+BOOTS = {("activate", "name"), ("rollback", "which"), ("rename", "old")}
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,11 @@ class Command:
 
 def _words(parser: argparse.ArgumentParser, command: str) -> Iterator[Word]:
     for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
+        if isinstance(action, argparse._SubParsersAction) or action.help == argparse.SUPPRESS:
             continue
         metavar = action.metavar if isinstance(action.metavar, str) else ""
-        kind = "" if (command, action.dest) in NEW else KINDS.get(metavar, "")
+        where = (command, action.dest)
+        kind = "" if where in NEW else "environments" if where in BOOTS else KINDS.get(metavar, "")
         yield Word(
             flags=tuple(action.option_strings),
             help=action.help or "",
@@ -92,6 +96,7 @@ _snap_upgrade_offer() {
     local IFS=$'\n' word
     case $1 in
         names) set -- $(@NAMES@) ;;
+        environments) set -- $(@ENVIRONMENTS@) ;;
         packages) set -- $(@PACKAGES@ | grep -F -- "$cur") ;;
         folders) COMPREPLY=($(compgen -d -- "$cur")); compopt -o filenames; return ;;
         commands) COMPREPLY=($(compgen -c -- "$cur")); return ;;
@@ -185,7 +190,7 @@ def bash(commands: list[Command]) -> str:
             arguments.append(f"        {patterns}) _snap_upgrade_offer {shlex.quote(_offer(word))} ;;")
     names = " ".join(name for command in commands for name in command.names)
     arguments.insert(0, f'        " 0") _snap_upgrade_offer {shlex.quote("words:" + names)} ;;')
-    text = _BASH.replace("@NAMES@", NAMES).replace("@PACKAGES@", PACKAGES)
+    text = _BASH.replace("@NAMES@", NAMES).replace("@ENVIRONMENTS@", ENVIRONMENTS).replace("@PACKAGES@", PACKAGES)
     return (
         text.replace("@VALUES@", "\n".join(values))
         .replace("@OPTIONS@", "\n".join(options))
@@ -201,6 +206,11 @@ _ZSH = r"""#compdef snap-upgrade
 _snap-upgrade_names() {
     local -a names=(${(f)"$(@NAMES@)"})
     compadd "$@" -a names
+}
+
+_snap-upgrade_environments() {
+    local -a environments=(${(f)"$(@ENVIRONMENTS@)"})
+    compadd "$@" -a environments
 }
 
 _snap-upgrade_packages() {
@@ -229,7 +239,12 @@ _snap-upgrade() {
 _snap-upgrade "$@"
 """
 
-_ZSH_ACTIONS = {"names": "_snap-upgrade_names", "packages": "_snap-upgrade_packages", "folders": "_files -/"}
+_ZSH_ACTIONS = {
+    "names": "_snap-upgrade_names",
+    "environments": "_snap-upgrade_environments",
+    "packages": "_snap-upgrade_packages",
+    "folders": "_files -/",
+}
 
 
 def _zsh_text(text: str) -> str:
@@ -264,7 +279,8 @@ def zsh(commands: list[Command]) -> str:
         lines = " \\\n".join(f"                        {spec}" for spec in specs)
         arguments.append(f"                {'|'.join(command.names)}) _arguments -s \\\n{lines} ;;")
     top = " ".join(spec for word in commands[0].options for spec in _zsh_spec(word, 0))
-    text = _ZSH.replace("@NAMES@", NAMES).replace("@PACKAGES@", PACKAGES).replace("@GLOBALS@", top)
+    text = _ZSH.replace("@NAMES@", NAMES).replace("@ENVIRONMENTS@", ENVIRONMENTS).replace("@PACKAGES@", PACKAGES)
+    text = text.replace("@GLOBALS@", top)
     return text.replace("@COMMANDS@", "\n".join(described)).replace("@ARGUMENTS@", "\n".join(arguments))
 
 
@@ -272,6 +288,7 @@ def zsh(commands: list[Command]) -> str:
 
 _FISH_ACTIONS = {
     "names": f"({NAMES})",
+    "environments": f"({ENVIRONMENTS})",
     "packages": f"({PACKAGES})",
     "folders": "(__fish_complete_directories)",
     "commands": "(__fish_complete_command)",

@@ -174,6 +174,7 @@ def image_update(machine: Machine, asked: ImageUpdate, report: Report = silent) 
             ),
             asked.command,
             name=name,
+            shown="run --clone" if asked.program else "",
         )
         worker = _Worker(machine, manager, asked, name, transaction, report)
         outcome = transaction.run(worker.work)
@@ -258,7 +259,7 @@ class _Worker:
             # Recovery destroys the clone unless it has a verdict, and Transaction.judge syncs before it writes one.
             root = Root(path, partial(storage.mount, uuid), is_disposable=True)
             if self._asked.program:
-                return manager.run(root, list(self._asked.program), self._log, self._report)
+                return _of_packages(manager.run(root, list(self._asked.program), self._log, self._report))
             request = self._asked.request
             if request is None:
                 raise errors.InternalError("an image update has neither a request nor a program")
@@ -435,6 +436,7 @@ def _settled(entries: Entries, outcome: Outcome, status: int | None) -> Outcome:
 
 def _as_command(outcome: Outcome, status: int | None) -> Outcome:
     """Return the outcome of a command that may change more than packages: for it the exit status counts."""
+    outcome = _of_packages(outcome)
     if outcome.verdict not in plan.GOOD | {"unchanged"}:
         return outcome
     if status == 0:
@@ -442,6 +444,12 @@ def _as_command(outcome: Outcome, status: int | None) -> Outcome:
     if status is None or status == -1:
         return replace(outcome, verdict="interrupted", reasons=("the command was cut off", *outcome.reasons))
     return replace(outcome, verdict="failed", reasons=(f"the command exited with {status}", *outcome.reasons))
+
+
+def _of_packages(outcome: Outcome) -> Outcome:
+    """Return the outcome of any command: that nothing was changed is known of the packages only."""
+    reasons = ("no package was changed" if one.startswith("nothing was changed") else one for one in outcome.reasons)
+    return replace(outcome, reasons=tuple(reasons))
 
 
 def _mount_place(ident: str) -> str:

@@ -243,16 +243,28 @@ class Journal:
             os.close(descriptor)
 
     def close(self, outcome: str, exit_code: int) -> None:
-        """Write the end and move the journal among the closed ones."""
-        if self.entries.last("end") is None:
+        """Write the end and move the journal among the closed ones.
+
+        With its end a transaction is closed: a first move that fails is no error, for the next recovery moves it.
+        """
+        is_first = self.entries.last("end") is None
+        if is_first:
             self.append("end", outcome=outcome, exit=exit_code)
+        try:
+            self._move()
+        except OSError:
+            if not is_first:
+                raise
+
+    def _move(self) -> None:
         target = self.path.parent.parent / "history" / f"{self.path.name}{SUFFIX}"
         with files.told("put aside the closed", self.path):
+            failpoint.reach("journal.move")
             os.rename(self.path, target)
+            self.path, source = target, self.path.parent
             failpoint.reach("journal.moved")
             files.sync_dir(target.parent)
-            files.sync_dir(self.path.parent)
-        self.path = target
+            files.sync_dir(source)
 
 
 def numbers(folder: Path) -> list[int]:

@@ -40,6 +40,8 @@ Planner = Callable[[Machine, Inventory], list[Step]]
 _ABANDON = "snap-upgrade recover --abandon "
 _UNKNOWN_NEXT = "what boots next is not an environment that snap-upgrade knows"
 _FIRED = "hooks.json"
+VERSION_FILE, _VERSION = "version", b"1\n"
+_UPGRADE_US = "apt-get update && apt-get -o DPkg::Pre-Install-Pkgs::snap-upgrade= install snap-upgrade"
 
 
 # --- what is there
@@ -160,6 +162,8 @@ def plan_activate(machine: Machine, inventory: Inventory, name: str, temporary: 
         armed, is_known = "", False  # an activation writes it anew, or removes it
     if is_known and following and following.uuid == owned.record.uuid and temporary == bool(armed):
         raise errors.NothingToDo(f"{name} boots next already")
+    if is_known and temporary and following and following.uuid == owned.record.uuid:
+        raise errors.NothingToDo(f"{name} boots next anyway, and not only once; nothing was changed")
     previous = inventory.by_uuid(following.uuid) if following else None
     if previous is None:
         raise errors.Refused(_UNKNOWN_NEXT, "snap-upgrade cancel")
@@ -359,6 +363,9 @@ def set_aside(machine: Machine, what: str) -> None:
             return
         raise errors.Refused(f"transaction {what} is closed, and its journal is sound; nothing was changed",
                              f"snap-upgrade history {what}")  # fmt: skip
+    if what == VERSION_FILE:
+        _renew_version(machine.state)
+        return
     folder, _, name = what.rpartition("/")
     path = machine.state / what
     is_state = what in {POINTER, _FIRED} or (folder == "records" and name not in {"", ".", ".."})
@@ -368,6 +375,46 @@ def set_aside(machine: Machine, what: str) -> None:
         raise errors.Refused(f"{what} is sound; nothing was changed", "snap-upgrade status")
     os.rename(path, f"{path}{records.ASIDE}")
     files.sync_dir(path.parent)
+
+
+def version_error(state: Path) -> errors.StateDamaged | None:
+    """Return what is wrong with the version of the state, None if this program may write into it."""
+    try:
+        found = (state / VERSION_FILE).read_bytes()
+    except FileNotFoundError:
+        return None  # nothing was done yet, or the making was cut off: whoever writes first completes it
+    except OSError as error:
+        what = f"the version of the state of snap-upgrade cannot be read: {error.strerror}"
+        return errors.StateDamaged(what, _ABANDON + VERSION_FILE)
+    if found == _VERSION:
+        return None
+    text = found[:20].decode("ascii", "backslashreplace").strip()
+    if _is_newer(found):
+        what = f"the state of snap-upgrade has the version {text}: a newer snap-upgrade than this one made it"
+        return errors.StateDamaged(what, _UPGRADE_US)
+    what = f"the state of snap-upgrade has the version {text!r}, which is none"
+    return errors.StateDamaged(what, _ABANDON + VERSION_FILE)
+
+
+def _is_newer(found: bytes) -> bool:
+    number = found.strip()
+    return number.isdigit() and len(number) <= 9 and int(number) > int(_VERSION)
+
+
+def require_version(state: Path, is_mended: bool = False) -> None:
+    """Raise StateDamaged if nothing may be written into *state*; with *is_mended* only if a newer program made it."""
+    error = version_error(state)
+    if error is not None and not (is_mended and error.hint != _UPGRADE_US):
+        raise errors.StateDamaged(f"{error.message}; nothing was changed", error.hint)
+
+
+def _renew_version(state: Path) -> None:
+    """Put a version that is none aside, and write the one whose format all files of the state have."""
+    require_version(state, is_mended=True)
+    if version_error(state) is None:
+        raise errors.Refused(f"{VERSION_FILE} is sound; nothing was changed", "snap-upgrade status")
+    os.rename(state / VERSION_FILE, state / f"{VERSION_FILE}{records.ASIDE}")
+    files.write_durable(state / VERSION_FILE, _VERSION)
 
 
 def _is_damaged(machine: Machine, folder: str, name: str) -> bool:

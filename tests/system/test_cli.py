@@ -263,8 +263,9 @@ REFUSALS = (
     (["recover"], 4, "interrupted"),
     (["recover", "--abandon", "99999", "-y"], 2, "99999"),
     (["recover", "--abandon", "../1", "-y"], 2, "../1"),
-    (["list", "-R", "/no/such/place"], 2, "/no/such/place"),
-    (["list", "-R", "/proc"], 3, "/proc"),
+    (["list", "-R", "/mnt"], 2, "takes no -R"),
+    (["install", "x", "-R", "/no/such/place"], 2, "/no/such/place"),
+    (["install", "x", "-R", "/proc"], 3, "/proc"),
 )
 
 

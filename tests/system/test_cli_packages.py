@@ -317,7 +317,7 @@ def test_an_environment_at_a_directory_is_changed_and_on_failure_put_back(lab: L
     after = m.tree_hash(f"{STATE}/be/other")
     assert {name for name in before if before[name] != after.get(name)} == set()
     assert set(after) == set(before)
-    assert su_json(m, "list", "-R", place)
+    assert "takes no -R" in su(m, "list", "-R", place, code=2).stderr
 
 
 def test_an_image_update_of_an_environment_at_a_directory(lab: Lab) -> None:

@@ -7,13 +7,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import btrfsutil
 import pytest
 
 from tests.lab import breaking
 from tests.lab.debs import Deb
 from tests.lab.machine import Machine
 from tests.lab.repo import local_repo
-from tests.system.clilab import PROGRAM, names, su, su_json
+from tests.system.clilab import PROGRAM, everything, names, su, su_json
 from tests.system.test_apt_failures import hang, open_gate, settle
 
 BAD = breaking.fails_in("postinst", "bad")
@@ -326,3 +327,232 @@ def test_the_proposal_mounts_the_way_back_also_after_plain_apt(m: Machine) -> No
     assert names(m)["before-1"]["mountpoints"] == ["/run/snap-upgrade/before-1"]
     assert m.live("/run/snap-upgrade/before-1/etc/fstab").exists()
     assert not os.path.exists(m.live("/run/snap-upgrade/before-1/var/lib/dpkg/info/bad.list"))
+
+
+# --- the version of the state
+
+
+def version_problems(machine: Machine) -> list[dict[str, str]]:
+    """Return what status and check say of the version, which must be the same."""
+    told = [
+        [one for one in su_json(machine, words, code=11)["problems"] if "version" in one["message"]]
+        for words in ("status", "check")
+    ]
+    assert told[0] == told[1]
+    return told[0]
+
+
+@pytest.mark.parametrize("content", ["99\n", "garbage\n", ""])
+def test_a_state_of_another_version_is_told_and_never_written_into(m: Machine, content: str) -> None:
+    su(m, "create", "x")
+    (m.top / ".snap-upgrade/version").write_text(content)
+    before = everything(m)
+    for words in (["create", "y"], ["create", "-n", "y"], ["destroy", "-y", "x"], ["activate", "x"], ["pin", "x"],
+                  ["mount", "x"], ["prune", "-y"], ["recover"], ["recover", "--abandon", "7", "-y"],
+                  ["install", "-y", "good"], ["run", "--", "true"], ["image-update", "--no-progress"]):  # fmt: skip
+        told = su(m, *words, code=11).stderr
+        assert "version" in told and "nothing was changed" in told and "b'" not in told, words
+    refused = m.run([*INSTALL, "good"], check=False)
+    assert refused.returncode == 100
+    assert f"the version '{content.strip()}'" in refused.stderr and "b'" not in refused.stderr
+    [problem] = version_problems(m)
+    assert problem["severity"] == "error"
+    assert "x" in names(m)
+    assert everything(m) == before
+
+
+@pytest.mark.parametrize("content", ["garbage\n", ""])
+def test_a_version_that_is_none_is_put_aside_by_the_hint(m: Machine, content: str) -> None:
+    su(m, "create", "x")
+    version = m.top / ".snap-upgrade/version"
+    su(m, "recover", "--abandon", "version", "-y", code=3)
+    version.write_text(content)
+    [problem] = version_problems(m)
+    m.run(["sh", "-c", problem["hint"]], pty=True, stdin="y\n")
+    assert version.read_text() == "1\n"
+    assert version.with_name("version.damaged").read_text() == content
+    su(m, "check")
+    su(m, "create", "y")
+    m.run([*INSTALL, "good"])
+
+
+def test_a_newer_version_is_never_put_aside_and_the_hint_upgrades_us(m: Machine) -> None:
+    su(m, "create", "x")
+    version = m.top / ".snap-upgrade/version"
+    version.write_text("99\n")
+    assert "newer" in su(m, "recover", "--abandon", "version", "-y", code=11).stderr
+    assert version.read_text() == "99\n"
+    assert not version.with_name("version.damaged").exists()
+    [problem] = version_problems(m)
+    local_repo(m.path("/"), [Deb("snap-upgrade", "99.0")], method="copy")
+    m.run(["sh", "-c", problem["hint"]], pty=True, stdin="y\n")
+    assert m.run(["dpkg-query", "-W", "-f", "${Version}", "snap-upgrade"]).stdout == "99.0"
+
+
+# --- what status says
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("enabled = maybe\n", "apt is refused"),
+        ("enabled = maybe\non_no_snapshot = warn\n", "apt works without a snapshot"),
+        ("keep_environments = many\n", "are refused"),
+    ],
+)
+def test_status_lists_settings_that_are_wrong(m: Machine, text: str, what: str) -> None:
+    su(m, "create", "x")
+    m.path(CONF).write_text(text)
+    [problem] = [one for one in su_json(m, "status", code=11)["problems"] if CONF in one["message"]]
+    assert problem["severity"] == "error" and problem["hint"]
+    for part in ("line 1", "until this is mended", "the defaults", what):
+        assert part in problem["message"]
+    assert ("apt" in problem["message"]) == ("apt" in what)
+    done = m.run([*INSTALL, "good"], check=False)
+    settle(m)
+    assert (done.returncode == 100) == ("apt is refused" in problem["message"])
+    m.path(CONF).write_text("")
+    assert not [one for one in su_json(m, "status")["problems"] if CONF in one["message"]]
+
+
+def test_hooks_that_are_switched_off_are_installed(m: Machine) -> None:
+    m.path(CONF).write_text("enabled = no\n")
+    told = su(m, "status").stdout
+    assert "hooks:     installed, switched off by 'enabled = no' in /etc/snap-upgrade.conf" in told
+    hooks = su_json(m, "status")["hooks"]
+    assert (hooks["installed"], hooks["enabled"]) == (True, False)
+
+
+def test_what_boots_next_and_is_not_ours_is_named_and_pending(m: Machine) -> None:
+    su(m, "create", "x")
+    (m.top / "@").rename(m.top / "aside")
+    btrfsutil.create_subvolume(str(m.top / "@"))
+    told = su(m, "status").stdout
+    assert "next:      the volume @, which is not on record" in told
+    assert "pending:   the volume @, which is not on record (snap-upgrade cancel)" in told
+    data = su_json(m, "status")
+    assert (data["next"], data["next_path"], data["pending"], data["is_pending"]) == (None, "@", None, True)
+    su(m, "cancel")
+    data = su_json(m, "status")
+    assert (data["next"], data["pending"], data["is_pending"]) == ("initial", None, False)
+
+
+def test_that_no_boot_loader_is_managed_is_a_note_and_no_problem(m: Machine) -> None:
+    su(m, "create", "x")
+    data = su_json(m, "status")
+    assert data["problems"] == []
+    assert ["no boot loader is managed" in note for note in data["notes"]] == [True]
+    lines = su(m, "status").stdout.splitlines()
+    assert "note:      no boot loader is managed" in lines[-1]
+    assert "all is well" in su(m, "check").stdout
+
+
+# --- what commands say
+
+
+NO_ROOT = ("status", "list", "cancel", "prune", "history", "check", "recover", "activate x", "rollback", "create y",
+           "diff x", "mount x", "unmount x", "pin x", "unpin x", "rename x y", "destroy -y x", "describe x y",
+           "run -- true", "run --clone -- true")  # fmt: skip
+
+
+def test_what_works_on_the_machine_takes_no_other_root(m: Machine) -> None:
+    for words in NO_ROOT:
+        error = json.loads(su(m, "--json", "-R", "/mnt", *words.split(), code=2).stdout)["error"]
+        assert "install, remove, upgrade and image-update" in error["message"]
+        m.run(["sh", "-c", error["hint"]])
+    assert not (m.top / ".snap-upgrade").exists()
+
+
+def test_a_command_that_fails_is_not_said_to_have_changed_nothing(m: Machine) -> None:
+    m.run([*INSTALL, "bad"], check=False)
+    settle(m)
+    told = su(m, "run", "--", "sh", "-c", "touch /root/made; exit 3", code=7).stderr
+    assert "no package was changed; bad:all is still broken" in told
+    assert "nothing was changed" not in told and "dpkg did" not in told
+    assert m.path("/root/made").exists()
+    told = su(m, "run", "--clone", "--", "sh", "-c", "exit 3", code=5).stderr
+    assert "no package was changed" in told and "dpkg did" not in told
+
+
+def test_an_end_that_is_written_is_told_as_done_and_the_next_command_moves_it(m: Machine) -> None:
+    m.live("/run/snap-upgrade-failpoints").touch()
+    journal = m.top / ".snap-upgrade/journal"
+    for point in ("journal.move#1", "journal.moved#1"):
+        name = point.partition("#")[0]
+        su(m, "create", name, env={"SNAP_UPGRADE_FAILPOINT": f"error:{point}:28"})
+        assert len(list(journal.iterdir())) == (point == "journal.move#1")
+        data = su_json(m, "status")
+        assert data["problems"] == [] and data["transactions"] == []
+        assert su_json(m, "history", "last")["outcome"] == "committed"
+        su(m, "pin", name)
+        assert not list(journal.iterdir())
+    assert {row["outcome"] for row in su_json(m, "history")} == {"committed"}
+
+
+def test_what_boots_next_for_good_is_not_made_to_boot_once(m: Machine) -> None:
+    for name in ("x", "y"):
+        su(m, "create", name)
+    su(m, "activate", "x")
+    told = su(m, "activate", "-t", "x", code=4).stderr
+    assert "x boots next anyway, and not only once" in told
+    assert names(m)["x"]["active"] == "R"
+    su(m, "activate", "-t", "y")
+    assert "already" in su(m, "activate", "-t", "y", code=4).stderr
+
+
+def test_transactions_are_called_by_number_and_command(m: Machine) -> None:
+    su(m, "history", "last", code=2)
+    su(m, "create", "x")
+    su(m, "pin", "x")
+    su(m, "unpin", "x")
+    su(m, "describe", "x", "text")
+    su(m, "run", "--clone", "--", "true")
+    rows = su_json(m, "history")
+    assert [row["flow"] for row in rows] == ["run --clone", "describe", "unpin", "pin", "create"]
+    assert "transaction 5: run --clone" in su(m, "history", "last").stdout
+    error = su_json(m, "rollback", "99", code=2)["error"]
+    assert error["message"] == "there is no transaction 99 that can be gone back before"
+    m.run(["sh", "-c", error["hint"]])
+    assert "4" in su_json(m, "rollback", "4", code=2)["error"]["message"]
+
+
+def test_the_history_is_in_the_order_of_the_numbers(m: Machine) -> None:
+    for name in ("x", "y", "z"):
+        su(m, "create", name)
+    state = m.top / ".snap-upgrade"
+    lines = (state / "history/2.json").read_bytes().splitlines(keepends=True)
+    (state / "history/2.json").unlink()
+    (state / "journal/2").write_bytes(b"".join(lines[:-1]))
+    rows = su_json(m, "history")
+    assert [(row["id"], row["outcome"]) for row in rows] == [("3", "committed"), ("2", "open"), ("1", "committed")]
+
+
+@pytest.mark.parametrize("place", ["/etc", "/srv/full", "/"])
+def test_nothing_is_hidden_under_a_mount(m: Machine, place: str) -> None:
+    m.path("/srv/full").mkdir()
+    m.path("/srv/full/file").touch()
+    m.path("/srv/empty").mkdir()
+    su(m, "create", "x")
+    error = su_json(m, "mount", "x", place, code=2)["error"]
+    assert f"{place} is not empty" in error["message"]
+    assert names(m)["x"]["mountpoints"] == []
+    m.run(["sh", "-c", error["hint"]])
+    su(m, "unmount", "x")
+    su(m, "mount", "x", "/srv/empty")
+    su(m, "mount", "x", "/srv/empty", code=4)
+
+
+def test_no_name_and_no_path_moves_the_cursor(m: Machine) -> None:
+    su(m, "create", "x")
+    su(m, "create", "y")
+    (m.top / ".snap-upgrade/be/y").rename(m.top / ".snap-upgrade/be/y\x1b[2J")
+    record = next(path for path in (m.top / ".snap-upgrade/records").iterdir() if '"x"' in path.read_text())
+    record.write_text(record.read_text().replace('"name": "x"', '"name": "x\\u001b[2Jx"'))
+    evil = "x\x1b[2Jx"
+    for words in (["status"], ["check"], ["list"], ["list", "-H"], ["list", "--tree", "-v"], ["activate", "-n", evil],
+                  ["activate", evil], ["activate", evil], ["diff", evil], ["cancel"], ["pin", evil], ["prune", "-n"],
+                  ["destroy", "-y", evil], ["unpin", evil], ["mount", evil], ["unmount", evil],
+                  ["destroy", "-n", evil], ["destroy", evil], ["rename", evil, "z"], ["rename", evil, "y"],
+                  ["recover"], ["history"], ["history", "last"], ["destroy", "y"], ["destroy", "-y", "y"]):  # fmt: skip
+        told = m.run([PROGRAM, *words], check=False)
+        assert "\x1b" not in told.stdout + told.stderr, words

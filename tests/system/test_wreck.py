@@ -21,11 +21,11 @@ from tests.system.test_package import build
 
 CONF = "/etc/snap-upgrade.conf"
 MOODY = Deb("moody", "1.0", scripts={"postinst": "#!/bin/sh\ntest -e /root/fixed\n"})
-NOT_TO_BE_MENDED = ("no boot loader is managed here", "less than the reserve", "another file clears it")
+NOT_TO_BE_MENDED = ("less than the reserve", "another file clears it")
 TOLD = ("nothing boots next", "the its volume is deleted is recorded", "the moved was moved", "journal 77 ",
         "journal 78", "kept/thing lay", "garbage of mine", "folder.json", "hooks.json", "pointer.json", "switched off",
         "was interrupted", "80snap-upgrade is not", "apt-hook is not", "less than the reserve", "moody", "clears it",
-        "no boot loader")  # fmt: skip
+        "has the version 'garbage'")  # fmt: skip
 # While a transaction is open these may be its own.
 TOLD_LATER = ("be/stranger is in our", "snap/99 is in our", "the half is half")
 
@@ -66,6 +66,7 @@ def ruin(m: Machine) -> None:
     (state / "kept/thing/data").write_text("mine\n")
     for path in ("journal/77", "history/78.json", "records/garbage of mine", "hooks.json", "pointer.json"):
         (state / path).write_bytes(b"garbage\nmore garbage\n")
+    (state / "version").write_bytes(b"garbage\n")
     (state / "records/folder.json").mkdir()
     m.path(CONF).write_text("enabled = no\nreserve_mib = 100000\n")
     m.path("/etc/apt/apt.conf.d/80snap-upgrade").unlink()

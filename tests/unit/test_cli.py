@@ -88,7 +88,7 @@ def test_global_options_mean_the_same_before_and_after_the_command(name: str) ->
 @pytest.mark.parametrize("name", [*commands(), "image_update", "nothing"])
 @pytest.mark.parametrize("more", [[], ["list"], ["--", "list", "-x"], ["--bad"], ["--fresh"], ["too", "much"]])
 def test_a_command_line_means_the_same_whatever_parsers_were_made_for_it(name: str, more: list[str]) -> None:
-    words = [*GLOBALS, name, *ARGUMENTS.get(name, []), *more]
+    words = [*GLOBALS[2:], name, *ARGUMENTS.get(name, []), *more]  # of -R not every command wants to know
     assert meaning(parse, words) == meaning(build_parser().parse_args, words)
 
 

@@ -382,9 +382,9 @@ def test_a_hooks_file_that_makes_no_sense_is_reported_and_kept(tmp_path: Path, c
 
 
 STATUS: dict[str, Any] = {
-    "running": "initial", "next": "new", "default": "new", "pending": "new",
+    "running": "initial", "next": "new", "default": "new", "pending": "new", "next_path": "be/new", "is_pending": True,
     "packages_at_work": None, "transactions": [],
-    "hooks": {"installed": True, "last_fired": {}},
+    "hooks": {"installed": True, "enabled": True, "last_fired": {}},
     "space": {"total": 10 << 30, "available": 5 << 30, "unallocated": 1 << 30, "metadata_free": 1 << 20,
               "pending_volumes": 0},
 }  # fmt: skip
@@ -395,9 +395,18 @@ def test_status_tells_running_next_default_and_pending_apart() -> None:
     assert [line.split()[:2] for line in lines[:4]] == [["running:", "initial"], ["next:", "new"], ["default:", "new"],
                                                         ["pending:", "new"]]  # fmt: skip
     assert "snap-upgrade cancel" in lines[3]
-    nothing = status.status_lines({**STATUS, "pending": None, "next": None}, 0.0)
-    assert "nothing" in nothing[3]
-    assert "not an environment" in nothing[1]
+    nothing = status.status_lines({**STATUS, "pending": None, "is_pending": False}, 0.0)
+    assert nothing[3] == "pending:   nothing"
+    for path, what in (
+        ("@", "the volume @, which"),
+        ("", "the top level, which"),
+        ("a\x1bb", "the volume a\\x1bb, which"),
+    ):
+        foreign = status.status_lines({**STATUS, "pending": None, "next": None, "next_path": path}, 0.0)
+        assert foreign[1] == f"next:      {what} is not on record"
+        assert foreign[3] == f"pending:   {what} is not on record (snap-upgrade cancel)"
+    gone = status.status_lines({**STATUS, "next": None, "next_path": None, "is_pending": False}, 0.0)
+    assert "next:      nothing" in gone[1] and gone[3] == "pending:   nothing"
 
 
 def test_status_tells_interrupted_work_from_work_under_way() -> None:
@@ -409,7 +418,11 @@ def test_status_tells_interrupted_work_from_work_under_way() -> None:
 
 
 def test_status_says_when_which_front_end_fired_the_hooks() -> None:
-    fired = {"installed": True, "last_fired": {"apt-get": {"time": 86400.0}, "aptitude": 172800.0, "odd": "x"}}
+    fired = {
+        "installed": True,
+        "enabled": True,
+        "last_fired": {"apt-get": {"time": 86400.0}, "aptitude": 172800.0, "odd": "x"},
+    }
     lines = status.status_lines({**STATUS, "hooks": fired}, 0.0)
     assert any("apt-get: last fired 1970-01-02" in line for line in lines)
     assert any("aptitude: last fired 1970-01-03" in line for line in lines)

@@ -19,6 +19,7 @@ GENERATOR = Path(__file__).parents[2] / "packaging/completion/generate.py"
 NAMES = ("before", "my root", "it's")
 # What `list -H -a` prints on a machine with these environments: names in the first column.
 LISTING = "".join(f"{name}\\t-\\t-\\t0\\t-\\t-\\n" for name in NAMES)
+SNAPSHOT = "snap-41"
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     listing = path / "bin/snap-upgrade"
     listing.parent.mkdir()
     quoted = shlex.quote(LISTING)
-    listing.write_text(f'#!/bin/sh\ntest "$*" = "list -H -a" || exit 2\nprintf {quoted}\n')
+    listing.write_text(
+        f'#!/bin/sh\ncase $* in "list -H") ;; "list -H -a") echo {SNAPSHOT} ;; *) exit 2 ;; esac\nprintf {quoted}\n'
+    )
     listing.chmod(0o755)
     return path
 
@@ -143,6 +146,10 @@ def test_every_shell_offers_every_option(folder: Path, command: str) -> None:
         (["-q", "activate", ""], ["before", "my\\ root", "it\\'s"]),
         (["destroy", "before", "m"], ["my\\ root"]),
         (["create", "-e", "b"], ["before"]),
+        (["create", "-e", "s"], ["snap-41"]),
+        (["mount", "s"], ["snap-41"]),
+        (["activate", "s"], []),
+        (["rollback", "s"], []),
         (["-R", "status", "rename", "i"], ["it\\'s"]),
         (["create", "b"], []),
         (["rename", "before", "b"], []),
@@ -161,6 +168,9 @@ def test_bash_offers_what_fits_the_place(folder: Path, line: list[str], offered:
         ("image-update --reboot=n", ["--reboot=never", "--reboot=now"]),
         ("activate b", ["before"]),
         ("activate m", ["my root"]),
+        ("destroy snap", ["snap-41"]),
+        ("activate snap", []),
+        ("rollback snap", []),
         ("list --tr", ["--tree"]),
         ("create b", []),
     ],

@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "manage": {"core", "system", "nested", "actions", "engine", "flows", *MIDDLE},
     "detect": {"core", "system", "actions", "engine", "flows", "manage", *MIDDLE},
     "cli": {"core", "system", "nested", "actions", "engine", "flows", "manage", "detect", "version", *MIDDLE},
+    "cli.health": {"core", "system", "nested", "engine", "manage", "detect", "cli", "hook", *MIDDLE},  # its settings
     "hook": {"core", "system"},
     "hook.layout": {"core", "system", "storage"},  # once a boot, to decide as the commands do
     "__main__": {"cli"},

@@ -6,6 +6,7 @@ The rule: each is a planner of manage.py and a sentence; the sentence says only 
 from __future__ import annotations
 
 import os
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from snap_upgrade import manage
 from snap_upgrade.cli.output import columns, local_time, plural
 from snap_upgrade.cli.session import Session
 from snap_upgrade.core import errors
+from snap_upgrade.core.names import shown
 from snap_upgrade.core.steps import Activate, Destroy, Step, Unmount, describe
 
 if TYPE_CHECKING:
@@ -70,7 +72,13 @@ def run_rollback(session: Session) -> int:
     which = session.options.which
 
     def planner(machine: Machine, inventory: Inventory) -> list[Step]:
-        return manage.plan_rollback(machine, inventory, which)
+        try:
+            return manage.plan_rollback(machine, inventory, which)
+        except errors.NotFound as error:
+            if not which.isdecimal():
+                raise
+            what = f"there is no transaction {which} that can be gone back before"
+            raise errors.NotFound(what, "snap-upgrade list -a") from error
 
     return _activated(session, session.do("rollback", planner))
 
@@ -142,6 +150,9 @@ def run_mount(session: Session) -> int:
 
     def planner(machine: Machine, inventory: Inventory) -> list[Step]:
         steps = manage.plan_mount(machine, inventory, options.name, target, options.read_only)
+        if options.directory and any(target.iterdir()):
+            what = f"{target} is not empty, and what is in it would be hidden; nothing was changed"
+            raise errors.UsageError(what, f"snap-upgrade mount {shlex.quote(options.name)}")
         if not (options.directory or session.is_dry_run):
             target.mkdir(parents=True, exist_ok=True)
             made.append(target)
@@ -157,7 +168,7 @@ def run_mount(session: Session) -> int:
         return errors.EXIT_DONE
     if session.out.is_json:
         return session.finish(f"{options.name} is mounted", name=options.name, mountpoint=str(target))
-    session.out.text(str(target))
+    session.out.text(shown(str(target)))
     return errors.EXIT_DONE
 
 
@@ -200,26 +211,26 @@ def run_rename(session: Session) -> int:
 
 def run_describe(session: Session) -> int:
     """Say what an environment is for."""
-    return _set(session, "description", session.options.text, "described")
+    return _set(session, "describe", "description", session.options.text, "described")
 
 
 def run_pin(session: Session) -> int:
     """Keep an environment for good."""
-    return _set(session, "pinned", "yes", "pinned; nothing destroys it until 'snap-upgrade unpin'")
+    return _set(session, "pin", "pinned", "yes", "pinned; nothing destroys it until 'snap-upgrade unpin'")
 
 
 def run_unpin(session: Session) -> int:
     """Take a pin back."""
-    return _set(session, "pinned", "no", "no longer pinned")
+    return _set(session, "unpin", "pinned", "no", "no longer pinned")
 
 
-def _set(session: Session, field: str, value: str, what: str) -> int:
+def _set(session: Session, flow: str, field: str, value: str, what: str) -> int:
     name = session.options.name
 
     def planner(machine: Machine, inventory: Inventory) -> list[Step]:
         return manage.plan_describe(inventory, name, field, value)
 
-    steps = session.do("describe", planner, needs_layout=False)
+    steps = session.do(flow, planner, needs_layout=False)
     return errors.EXIT_DONE if session.is_dry_run else session.finish(f"{name} is {what}", **_done(steps))
 
 

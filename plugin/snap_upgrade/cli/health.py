@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snap_upgrade import journal, manage, nested
+from snap_upgrade.cli.history import flow_name
 from snap_upgrade.core import errors
 from snap_upgrade.core.layout import look
 from snap_upgrade.core.model import Kind, Method, Problem, State, Volume
-from snap_upgrade.core.plan import PARTS, STATE
 from snap_upgrade.core.names import UNTOLD, is_told
+from snap_upgrade.core.plan import PARTS, STATE
 from snap_upgrade.detect import NO_STATE
 from snap_upgrade.engine import is_owner_alive
 from snap_upgrade.system import command, files, mounts
@@ -41,6 +42,7 @@ ERROR, WARNING = "error", "warning"
 def problems(machine: Machine, inventory: Inventory) -> list[Problem]:
     """Return everything that needs attention, worst first."""
     found = [
+        *_version(machine),
         *_layout(machine),
         *_next(machine, inventory),
         *_journals(machine),
@@ -49,14 +51,33 @@ def problems(machine: Machine, inventory: Inventory) -> list[Problem]:
         *_unfinished(machine, inventory),
         *_strangers(machine, inventory),
         *_left_behind(machine, inventory),
+        *_untold(machine),
         *_space(machine),
         *_packages(machine),
-        *_untold(machine),
-        *_fallback(machine),
     ]
     if machine.root == Path("/"):
         found += hook_files(machine)
     return sorted(found, key=lambda problem: problem.severity != ERROR)
+
+
+def settings_problems(error: errors.UsageError | None) -> list[Problem]:
+    """Return what the wrong settings *error* mean: the hooks need only some of them, and read them by themselves."""
+    from snap_upgrade.hook import settings
+
+    if error is None:
+        return []
+    effect = "commands that change something are refused"
+    try:
+        settings.load()
+    except settings.BadSetting as bad:
+        effect = "apt is refused" if bad.refuses else "apt works without a snapshot"
+    what = f"{error.message}: {effect} until this is mended; this command used the defaults"
+    return [Problem(what, error.hint or "man snap-upgrade.conf")]
+
+
+def _version(machine: Machine) -> list[Problem]:
+    error = manage.version_error(machine.state)
+    return [Problem(error.message, error.hint)] if error else []
 
 
 def _layout(machine: Machine) -> list[Problem]:
@@ -87,8 +108,8 @@ def _journals(machine: Machine) -> list[Problem]:
     for one in journal.open_journals(machine.state):
         if isinstance(one, errors.StateDamaged):
             found.append(Problem(one.message, one.hint))
-        elif not is_owner_alive(one.entries):
-            found.append(Problem(f"transaction {one.entries.ident} ({one.entries.flow}) was interrupted",
+        elif is_left_open(one.entries):
+            found.append(Problem(f"transaction {one.entries.ident} ({flow_name(one.entries)}) was interrupted",
                                  "snap-upgrade recover"))  # fmt: skip
     for closed in journal.history(machine.state):
         if isinstance(closed, errors.StateDamaged):
@@ -166,6 +187,17 @@ def _left_behind(machine: Machine, inventory: Inventory) -> list[Problem]:
     return found
 
 
+def _untold(machine: Machine) -> list[Problem]:
+    """Return the volumes that are so deep in folders that no path of them can be told; anybody may make one."""
+    found = []
+    for volume in machine.storage.volumes().values():
+        if not is_told(volume.path):
+            place = volume.path.partition(UNTOLD)[0].rstrip("/") or "the top level"
+            what = f"the volume {volume.ident} lies too deep in {place} to tell its path; it is left where it is"
+            found.append(Problem(what, "find / -xdev -inum 256 -printf '%.200p\\n'", WARNING))
+    return found
+
+
 def _space(machine: Machine) -> list[Problem]:
     space, reserve = machine.storage.space(), machine.config.reserve_mib << 20
     if space.available >= reserve:
@@ -187,17 +219,6 @@ def _packages(machine: Machine) -> list[Problem]:
 
 
 def packages_at_work(machine: Machine) -> str:
-def _untold(machine: Machine) -> list[Problem]:
-    """Return the volumes that are so deep in folders that no path of them can be told; anybody may make one."""
-    found = []
-    for volume in machine.storage.volumes().values():
-        if not is_told(volume.path):
-            place = volume.path.partition(UNTOLD)[0].rstrip("/") or "the top level"
-            what = f"the volume {volume.ident} lies too deep in {place} to tell its path; it is left where it is"
-            found.append(Problem(what, "find / -xdev -inum 256 -printf '%.200p\\n'", WARNING))
-    return found
-
-
     """Return who is changing the packages of this root at this moment, empty if nobody is. No lock is taken."""
     for name in ("lock-frontend", "lock"):  # aptitude takes only the second
         if holder := files.lock_holder(machine.root / "var/lib/dpkg" / name):
@@ -209,10 +230,10 @@ def _untold(machine: Machine) -> list[Problem]:
     return ""
 
 
-def _fallback(machine: Machine) -> list[Problem]:
+def notes(machine: Machine) -> list[str]:
+    """Return what is so on this machine and is good to know; there is nothing to mend."""
     why = machine.loader.fallback_problem()
-    what = f"{why}: after a bad boot choose another environment by hand"
-    return [Problem(what, "snap-upgrade list", WARNING)] if why else []
+    return [f"{why}: after a bad boot choose another environment by hand"] if why else []
 
 
 # --- the hooks
@@ -291,5 +312,10 @@ def interrupted(machine: Machine) -> list[Entries]:
     return [
         one.entries
         for one in journal.open_journals(machine.state)
-        if not isinstance(one, errors.StateDamaged) and not is_owner_alive(one.entries)
+        if not isinstance(one, errors.StateDamaged) and is_left_open(one.entries)
     ]
+
+
+def is_left_open(entries: Entries) -> bool:
+    """Whether nobody is at work on the open transaction; one that has its end only waits to be moved."""
+    return entries.last("end") is None and not is_owner_alive(entries)

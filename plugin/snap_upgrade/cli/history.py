@@ -24,16 +24,19 @@ if TYPE_CHECKING:
 
 HEADER = ("ID", "When", "Flow", "Verdict", "User", "Packages", "Command")
 _TAIL_BYTES = 4096
+LAST = "last"
 
 
 def run_history(session: Session) -> int:
     """Print the transactions, or everything about one."""
     ident = session.options.ident
-    if ident and not (ident.isascii() and ident.isdecimal()):
+    if ident not in {"", LAST} and not (ident.isascii() and ident.isdecimal()):
         raise errors.UsageError(f"{ident!r} is not the number of a transaction", "snap-upgrade history")
     machine = session.machine()
     if not ident:
         return _print_all(session, machine.state)
+    if ident == LAST:
+        ident = newest(machine.state)
     entries = journal.read(machine.state, str(int(ident)))
     log = tail(machine.state / "logs" / f"{entries.ident}.log")
     data = {**summary(entries), **details(entries), "log": log}
@@ -53,6 +56,7 @@ def _print_all(session: Session, state: Path) -> int:
             damaged.append(found.message)
         else:
             rows.append(summary(found))
+    rows.sort(key=lambda row: int(row["id"]), reverse=True)
     if session.out.is_json:
         session.out.json(rows)
     else:
@@ -66,10 +70,23 @@ def _print_all(session: Session, state: Path) -> int:
 
 
 def all_entries(state: Path) -> Iterator[Entries | errors.StateDamaged]:
-    """Yield all transactions, newest first, those that are open before those that are closed."""
-    for opened in reversed(list(journal.open_journals(state))):
+    """Yield all transactions, those that are open before those that are closed."""
+    for opened in journal.open_journals(state):
         yield opened if isinstance(opened, errors.StateDamaged) else opened.entries
     yield from journal.history(state)
+
+
+def newest(state: Path) -> str:
+    """Return the number of the newest transaction; raise NotFound if there is none."""
+    used = [int(found.ident) for found in all_entries(state) if not isinstance(found, errors.StateDamaged)]
+    if not used:
+        raise errors.NotFound("there is no transaction yet", "snap-upgrade status")
+    return str(max(used))
+
+
+def flow_name(entries: Entries) -> str:
+    """Return what the user knows a transaction's flow by."""
+    return str(entries.begin.get("shown") or entries.flow)
 
 
 def summary(entries: Entries) -> dict[str, Any]:
@@ -80,7 +97,7 @@ def summary(entries: Entries) -> dict[str, Any]:
     return {
         "id": entries.ident,
         "time": float(entries.begin.get("time") or 0),
-        "flow": entries.flow,
+        "flow": flow_name(entries),
         "command": str(entries.begin.get("command") or ""),
         "user": {"uid": user.get("uid"), "name": user_name(user.get("uid")), "source": user.get("source")},
         "front_end": str(entries.begin.get("front_end") or ""),
@@ -174,14 +191,14 @@ def detail_lines(data: dict[str, Any]) -> list[str]:
     user = data["user"]
     who = f"{user['name'] or 'unknown'} (uid {user['uid']}, from {user['source']})"
     lines = [
-        f"transaction {data['id']}: {data['flow']}",
+        f"transaction {data['id']}: {shown(data['flow'])}",
         f"when:     {local_time(data['time'])} ({iso_time(data['time'])})",
         f"who:      {shown(who)}",
         f"command:  {shown(data['command'])}",
         *(f"          {shown(command)}" for command in data["commands"]),
         f"by:       {shown(data['front_end'])}",
-        f"outcome:  {data['outcome']}",
-        f"verdict:  {data['verdict'] or '-'}",
+        f"outcome:  {shown(data['outcome'])}",
+        f"verdict:  {shown(data['verdict'] or '-')}",
         *(f"          {shown(reason)}" for reason in data["reasons"]),
     ]
     lines += _section("evidence", _evidence(data["evidence"]))

@@ -41,17 +41,17 @@ class Output:
         self._write(sys.stdout, line)
 
     def say(self, line: str) -> None:
-        """Print *line* for a person: not when quiet, and not among JSON."""
+        """Print *line* for a person, harmless to his terminal: not when quiet, and not among JSON."""
         if not self.is_quiet and not self.is_json:
-            self._write(sys.stdout, line)
+            self._write(sys.stdout, visible(line))
 
     def json(self, data: Any, is_line: bool = False) -> None:
         """Print *data* as JSON, on one line if *is_line*."""
         self._write(sys.stdout, json.dumps(data) if is_line else json.dumps(data, indent=2))
 
     def note(self, line: str) -> None:
-        """Print *line* on standard error."""
-        self._write(sys.stderr, line)
+        """Print *line* on standard error, harmless to a terminal."""
+        self._write(sys.stderr, visible(line))
 
     def draw(self, text: str) -> None:
         """Put *text* on standard error as it is, without a newline."""

@@ -114,9 +114,6 @@ def run_command(session: Session) -> int:
         from snap_upgrade.cli.update import update_with_program
 
         return update_with_program(session, tuple(words))
-    if session.options.root is not None:
-        raise errors.Refused("run works on the running system or, with --clone, in a clone of it, not at -R DIR",
-                             "use chroot in an environment that 'snap-upgrade create' made")  # fmt: skip
     if session.is_dry_run:
         machine = session.machine()
         flows.require_layout(machine)

@@ -14,6 +14,7 @@ from snap_upgrade.core.errors import UsageError
 from snap_upgrade.version import VERSION
 
 PROGRAM = "snap-upgrade"
+TAKE_ROOT = ("install", "remove", "upgrade", "image-update")
 
 EXIT_CODES = """\
 exit codes:
@@ -92,10 +93,19 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     named = [command for command in COMMANDS if not {command.name, *command.aliases}.isdisjoint(words)]
     if named and not any(word.startswith("-") and "h" in word for word in words):
         try:
-            return _parser_of(named).parse_args(words)
+            return _checked(_parser_of(named).parse_args(words))
         except UsageError:
             pass
-    return build_parser().parse_args(words)
+    return _checked(build_parser().parse_args(words))
+
+
+def _checked(options: argparse.Namespace) -> argparse.Namespace:
+    """Return *options*, or raise UsageError for a root that the command would not go by."""
+    name = options.command_name
+    if options.root is None or name in TAKE_ROOT:
+        return options
+    raise UsageError(f"{name} takes no -R DIR: only {', '.join(TAKE_ROOT[:-1])} and {TAKE_ROOT[-1]} work on an "
+                     "environment that is mounted somewhere", f"{PROGRAM} {name} --help")  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -124,19 +134,24 @@ def _parser_of(chosen: Sequence[Command]) -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         command.add(sub)
-        _add_globals(sub.add_argument_group("options of every command"), is_top=False)
+        takes_root = command.name in TAKE_ROOT
+        _add_globals(sub.add_argument_group("options of every command"), is_top=False, shows_root=takes_root)
         sub.set_defaults(command_name=command.name, run=command.run)
     return parser
 
 
-def _add_globals(to: argparse.ArgumentParser | argparse._ArgumentGroup, is_top: bool) -> None:
+def _add_globals(to: argparse.ArgumentParser | argparse._ArgumentGroup, is_top: bool, shows_root: bool = True) -> None:
     """Add what is accepted before and after the command; a default after it must not undo what was said before."""
 
     def default(value: Any) -> Any:
         return value if is_top else argparse.SUPPRESS
 
-    to.add_argument("-R", "--root", metavar="DIR", default=default(None),
-                    help="work on the environment mounted at DIR instead of the running one")  # fmt: skip
+    root = "work on the environment mounted at DIR instead of the running one"
+    if is_top:
+        root += f" ({', '.join(TAKE_ROOT)})"
+    to.add_argument(
+        "-R", "--root", metavar="DIR", default=default(None), help=root if shows_root else argparse.SUPPRESS
+    )
     to.add_argument("-n", "--dry-run", action="store_true", default=default(False),
                     help="show what would be done, and do nothing")  # fmt: skip
     to.add_argument("-y", "--yes", action="store_true", default=default(False),
@@ -219,7 +234,8 @@ def _diff(parser: argparse.ArgumentParser) -> None:
 
 
 def _history(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("ident", metavar="ID", nargs="?", default="", help="everything about this transaction")
+    parser.add_argument("ident", metavar="ID|last", nargs="?", default="",
+                        help="everything about this transaction; last: the newest")  # fmt: skip
 
 
 def _name(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from snap_upgrade import flows, journal, manage
 from snap_upgrade.cli.session import Session
 from snap_upgrade.core import errors
+from snap_upgrade.core.names import shown
 from snap_upgrade.core.steps import Step, describe
 from snap_upgrade.detect import NO_STATE
 from snap_upgrade.engine import Engine, Recovered, is_owner_alive
@@ -33,6 +34,7 @@ def run_recover(session: Session) -> int:
         raise errors.NothingToDo(f"nothing to recover here: {error.message}") from error
     if machine.state == NO_STATE:
         raise errors.NothingToDo(_NOTHING)
+    manage.require_version(machine.state, is_mended=session.options.abandon == manage.VERSION_FILE)
     if session.options.abandon:
         return _abandon(session, machine, session.options.abandon)
     if session.is_dry_run:
@@ -106,7 +108,7 @@ def _preview(session: Session, machine: Machine) -> int:
         raise errors.NothingToDo(_NOTHING)
     if not session.out.is_json:
         for row in found:
-            session.out.text(f"transaction {row['id']} ({row['flow']}): {_WAYS[row['way']]}")
+            session.out.text(f"transaction {row['id']} ({shown(row['flow'])}): {_WAYS[row['way']]}")
     session.show_plan(steps, transactions=found)
     return errors.EXIT_DONE
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from snap_upgrade.cli.output import Output
 from snap_upgrade.core import errors
+from snap_upgrade.core.names import shown
 
 if TYPE_CHECKING:
     from snap_upgrade.actions import Machine
@@ -30,13 +31,17 @@ WAYS_BACK = frozenset({"recover", "rollback", "cancel", "activate", "list", "sta
 
 @dataclass(slots=True)
 class Session:
-    """*command* is the command line as the user would type it again; *folder* and *umask* are the caller's."""
+    """*command* is the command line as the user would type it again; *folder* and *umask* are the caller's.
+
+    *settings_error* is what is wrong with the settings, once the machine was opened all the same.
+    """
 
     options: argparse.Namespace
     out: Output
     command: str
     folder: str
     umask: int
+    settings_error: errors.UsageError | None = None
 
     @property
     def is_dry_run(self) -> bool:
@@ -61,10 +66,12 @@ class Session:
 
         Where there is one, the check is made under the lock, after recovery, and not here.
         """
+        from snap_upgrade import manage
         from snap_upgrade.detect import NO_STATE
 
         machine = self._open(create=False)
         if machine.state != NO_STATE:
+            manage.require_version(machine.state)
             return machine
         check(machine)
         return self._open(create=True)
@@ -86,7 +93,9 @@ class Session:
         except errors.UsageError as error:
             if self.options.command_name not in WAYS_BACK:
                 raise
-            self.out.note(f"{error.message}; the defaults are used")
+            if self.settings_error is None:
+                self.out.note(f"{error.message}; the defaults are used")
+            self.settings_error = error
             return Config()
 
     def do(self, flow: str, planner: Planner, needs_layout: bool = True) -> list[Step]:
@@ -94,7 +103,9 @@ class Session:
         from snap_upgrade import flows, manage
 
         if self.is_dry_run:
-            steps = manage.preview(self.machine(), planner)
+            machine = self.machine()
+            manage.require_version(machine.state)
+            steps = manage.preview(machine, planner)
             self.show_plan(steps)
             return steps
 
@@ -114,7 +125,7 @@ class Session:
             self.out.json({"dry_run": True, "steps": [to_json(step) for step in steps], **more})
             return
         for number, step in enumerate(steps, start=1):
-            self.out.text(f"{number}. {describe(step)}")
+            self.out.text(f"{number}. {shown(describe(step))}")
 
     def finish(self, message: str, hint: str = "", code: int = errors.EXIT_DONE, **data: Any) -> int:
         """Print how it ended, and return the exit code."""

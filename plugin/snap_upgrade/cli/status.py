@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snap_upgrade import journal, manage
+from snap_upgrade import config, journal, manage
 from snap_upgrade.cli import health
 from snap_upgrade.cli.history import summary
 from snap_upgrade.cli.output import human_bytes, local_time, plural
@@ -29,7 +30,7 @@ def run_status(session: Session) -> int:
     """Print how the machine is."""
     machine = session.machine()
     inventory = manage.survey(machine)
-    data = gather(machine, inventory)
+    data = gather(machine, inventory, health.settings_problems(session.settings_error))
     code = worst(machine, [problem["severity"] for problem in data["problems"]])
     if session.out.is_json:
         session.out.json({"exit_code": code, **data})
@@ -37,20 +38,23 @@ def run_status(session: Session) -> int:
     for line in status_lines(data, time.time()):
         session.out.text(line)
     _print_problems(session, data["problems"])
+    _print_notes(session, data["notes"])
     return code
 
 
-def gather(machine: Machine, inventory: Inventory) -> dict[str, Any]:
-    """Return the state of the machine, as scripts read it."""
+def gather(machine: Machine, inventory: Inventory, first: Sequence[Problem] = ()) -> dict[str, Any]:
+    """Return the state of the machine, as scripts read it; *first* are problems that are known already."""
     space = machine.storage.space()
     fired, wrong = health.last_fired(machine.state)
-    found = health.problems(machine, inventory) + wrong
+    found = [*first, *health.problems(machine, inventory), *wrong]
+    hooks = health.hook_files(machine)
     return {
         **selection(machine, inventory),
         "transactions": _open_transactions(machine),
         "packages_at_work": health.packages_at_work(machine) or None,
         "hooks": {
-            "installed": not health.hook_files(machine),
+            "installed": not any(problem.severity == health.ERROR for problem in hooks),
+            "enabled": machine.config.enabled,
             "last_fired": fired,
             "last_trouble": last_trouble(machine.state),
         },
@@ -63,6 +67,7 @@ def gather(machine: Machine, inventory: Inventory) -> dict[str, Any]:
         },
         "activation": machine.storage.layout().method.value,
         "problems": [problem_data(problem) for problem in found],
+        "notes": health.notes(machine),
     }
 
 
@@ -77,8 +82,11 @@ def last_trouble(state: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else {"text": "hook-trouble.json cannot be understood"}
 
 
-def selection(machine: Machine, inventory: Inventory) -> dict[str, str | None]:
-    """Return the names of what runs, what boots next, what boots by default, and what is pending."""
+def selection(machine: Machine, inventory: Inventory) -> dict[str, Any]:
+    """Return the names of what runs, what boots next, what boots by default, and what is pending.
+
+    A name is None for what is not on record: of what boots next the path says more, None only if nothing boots.
+    """
     running = machine.storage.layout().running.uuid
     following = machine.storage.boots_next()
     next_uuid = following.uuid if following else None
@@ -96,13 +104,15 @@ def selection(machine: Machine, inventory: Inventory) -> dict[str, str | None]:
         "next": name(next_uuid),
         "default": name(default),
         "pending": name(next_uuid) if next_uuid != running else None,
+        "next_path": following.path if following else None,
+        "is_pending": following is not None and next_uuid != running,
     }
 
 
 def _open_transactions(machine: Machine) -> list[dict[str, Any]]:
     found = []
     for one in journal.open_journals(machine.state):
-        if not isinstance(one, errors.StateDamaged):
+        if not isinstance(one, errors.StateDamaged) and one.entries.last("end") is None:
             owner = one.entries.owner
             found.append({
                 **summary(one.entries), "process": owner.pid, "program": owner.name,
@@ -119,18 +129,19 @@ def problem_data(problem: Problem) -> dict[str, Any]:
 def status_lines(data: dict[str, Any], now: float) -> list[str]:
     """Return the state as text, without its problems."""
     unknown = "not an environment that snap-upgrade knows"
+    following = data["next"] or _unrecorded(data["next_path"])
     lines = [
         f"running:   {shown(data['running'] or unknown)}",
-        f"next:      {shown(data['next'] or unknown)}",
+        f"next:      {shown(following)}",
         f"default:   {shown(data['default'] or unknown)}",
-        f"pending:   {shown(data['pending'])} (snap-upgrade cancel)" if data["pending"] else "pending:   nothing",
+        f"pending:   {shown(following)} (snap-upgrade cancel)" if data["is_pending"] else "pending:   nothing",
     ]
     for one in data["transactions"]:
         how = "interrupted" if one["is_interrupted"] else f"at work, {one['program']} (process {one['process']})"
-        lines.append(f"open:      transaction {one['id']} ({one['flow']}), {shown(how)}")
+        lines.append(f"open:      transaction {one['id']} ({shown(one['flow'])}), {shown(how)}")
     if data["packages_at_work"]:
         lines.append(f"packages:  being changed by {shown(data['packages_at_work'])}")
-    lines.append("hooks:     " + ("installed" if data["hooks"]["installed"] else "not installed"))
+    lines.append(f"hooks:     {hooks_text(data['hooks'])}")
     for front_end, when in sorted(data["hooks"]["last_fired"].items()):
         lines.append(f"           {shown(front_end)}: {fired_text(when)}")
     if trouble := data["hooks"].get("last_trouble"):
@@ -144,6 +155,20 @@ def status_lines(data: dict[str, Any], now: float) -> list[str]:
     if space["pending_volumes"]:
         lines.append(f"           {space['pending_volumes']} destroyed, their space is still coming back")
     return lines
+
+
+def _unrecorded(path: str | None) -> str:
+    """Return what a volume that boots next and is not on record is called."""
+    if path is None:
+        return "nothing: the volume that would boot is gone"
+    return f"the volume {path}, which is not on record" if path else "the top level, which is not on record"
+
+
+def hooks_text(hooks: dict[str, Any]) -> str:
+    """Return whether the hooks are there and do anything."""
+    if not hooks["installed"]:
+        return "not installed"
+    return "installed" if hooks["enabled"] else f"installed, switched off by 'enabled = no' in {config.PATH}"
 
 
 def fired_text(when: object) -> str:
@@ -160,6 +185,11 @@ def _print_problems(session: Session, found: list[dict[str, Any]]) -> None:
         session.out.text(f"{painted}{' ' * (10 - len(word))}{shown(problem['message'])}")
         if problem["hint"]:
             session.out.text(f"           {shown(problem['hint'])}")
+
+
+def _print_notes(session: Session, notes: list[str]) -> None:
+    for note in notes:
+        session.out.text(f"note:      {shown(note)}")
 
 
 def run_check(session: Session) -> int:

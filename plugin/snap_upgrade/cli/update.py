@@ -70,8 +70,6 @@ def has_verb(arguments: tuple[str, ...]) -> bool:
 
 def update_with_program(session: Session, program: tuple[str, ...]) -> int:
     """Run *program* in a clone that boots next."""
-    if session.options.root is not None:
-        raise errors.UsageError("--clone and -R contradict each other", "leave one of them out")
     return _update(session, ImageUpdate(session.command, None, program), "never")
 
 

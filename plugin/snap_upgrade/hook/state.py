@@ -45,7 +45,8 @@ def open_state(top: int) -> int:
     if version is None:
         _furnish(state)
     elif version != VERSION.encode():
-        raise BadState(f"the state of snap-upgrade has the version {version[:20]!r}, this program knows {VERSION!r}")
+        told = version[:20].decode("ascii", "backslashreplace").strip()
+        raise BadState(f"the state of snap-upgrade has the version {told!r}, this program knows {VERSION.strip()}")
     return state
 
 
