@@ -83,6 +83,7 @@ def progress(entries: Entries) -> Progress:
         is_decided=entries.last("decide") is not None,
         is_undoing=bool(entries.numbers("undoing")),
         on_crash=str(entries.begin.get("on_crash", "undo")),
+        is_joined=entries.last("request") is not None,
     )
 
 

@@ -64,6 +64,7 @@ class Flow:
     steps: list[Step]
     on_crash: str = "undo"
     after: Callable[[str], list[Step]] | None = None
+    joined: int = -1  # the step after whose beginning a second commit joins
 
 
 def _after(policy: Policy, which: str) -> Callable[[str], list[Step]]:
@@ -84,7 +85,12 @@ WORK = [
     ("image-update", plan.image_update("7", BASE, "new", "apt")),
     ("alternate-root", plan.alternate_root("7", BASE, "alt", "apt")),
 ]
-works = st.builds(lambda one, policy: Flow(one[1], "undo", _after(policy, one[0])), st.sampled_from(WORK), POLICIES)
+works = st.builds(
+    lambda one, policy, joined: Flow(one[1], "undo", _after(policy, one[0]), joined),
+    st.sampled_from(WORK),
+    POLICIES,
+    st.integers(-1, 1),
+)
 flows = works | st.builds(_simple, st.sampled_from(SIMPLE), st.sampled_from(["undo", "forward"]))
 
 
@@ -139,6 +145,8 @@ def do(disk: Disk, numbers: Sequence[int], fail_at: int = -1) -> None:
     for number in numbers:
         if number not in disk.numbers("started"):
             disk.line("started", step=number)
+            if number == disk.flow.joined:
+                disk.line("request", request=[])
         if number == fail_at:
             disk.line("failed", step=number, error="no")
             raise OSError("no")
@@ -206,9 +214,9 @@ def is_work(step: Step) -> bool:
 
 
 def stays(disk: Disk) -> bool:
-    """Whether the package manager was let loose on a root that no undo can replace."""
+    """Whether the package manager was let loose on a root that no undo can replace: by us, or by one that joined."""
     steps = disk.entries.steps()
-    begun = [steps[number] for number in disk.numbers("started")]
+    begun = disk.flow.steps if disk.has("request") else [steps[number] for number in disk.numbers("started")]
     return any(isinstance(one, Packages) and one.place != "clone" for one in begun)
 
 
@@ -283,6 +291,14 @@ def test_every_prefix_of_every_journal_has_the_end_that_its_lines_ask_for(
         after = copied(before)
         check_end(before, after, recover(after, judged))
         assert after.has("end") or after.answer() == Recovery(Way.END)
+
+
+def test_what_is_being_taken_back_when_a_commit_joins_is_taken_back_to_the_end() -> None:
+    disk = Disk(Flow(plan.live("7", BASE, "apt")))
+    disk.line("started", step=0)
+    disk.line("undoing", step=0)
+    disk.line("request", request=[])
+    assert disk.answer() == Recovery(Way.UNDO, (0,))
 
 
 @settings(deadline=None, max_examples=300)

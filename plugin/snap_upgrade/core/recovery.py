@@ -42,6 +42,7 @@ class Progress:
     is_decided: bool
     is_undoing: bool
     on_crash: str
+    is_joined: bool  # by a later commit of the same run
 
     @property
     def is_forward(self) -> bool:
@@ -62,8 +63,9 @@ def decide(steps: Sequence[Step], progress: Progress) -> Recovery:
     """Return how to finish the transaction.
 
     A decision rolls forward. Before it, work on a live or alternate root has effects that only a verdict can
-    judge; everything else is taken back, last step first (or finished, if the plan says so and was begun). A plan
-    without packages that is all done only lacks its end.
+    judge, and a commit that joined has begun it, whatever was written before; everything else is taken back, last
+    step first (or finished, if the plan says so and was begun). A plan without packages that is all done only lacks
+    its end.
     """
     if progress.is_undoing:
         return _undo(progress)
@@ -71,7 +73,7 @@ def decide(steps: Sequence[Step], progress: Progress) -> Recovery:
         # Work that was cut off has its verdict by now, and is nobody's to repeat.
         left = tuple(n for n in range(progress.total) if n not in progress.done and not isinstance(steps[n], Packages))
         return Recovery(Way.FORWARD, left) if left else Recovery(Way.END)
-    if any(n in progress.started and _outlives_us(steps[n]) for n in range(progress.planned)):
+    if any((progress.is_joined or n in progress.started) and _outlives_us(steps[n]) for n in range(progress.planned)):
         return Recovery(Way.JUDGE)
     if progress.is_all_done and not any(isinstance(step, Packages) for step in steps):
         return Recovery(Way.END)

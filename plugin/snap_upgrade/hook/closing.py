@@ -45,18 +45,33 @@ def judge(folder: int, root: int, ident: str) -> tuple[verdict.Verdict, verdict.
     begin = known[0][0]
     asked = [begin.get("request") or []] + [line["request"] for line in known[0] if line["kind"] == "request"]
     targets = request.merge(request.from_json(one) for one in asked)
-    before = _database(folder, f"snap/{ident}/{ADMIN_DIR}")
-    after = _database(root, ADMIN_DIR)
+    before = _database_before(folder, ident)
+    after = _database(root, "of this system")
     evidence = aptlogs.collect(root, begin.get("since"))
     return verdict.judge(targets, before, after, evidence), evidence
 
 
-def _database(folder: int, path: str) -> dpkgdb.Database:
+def _database_before(folder: int, ident: str) -> dpkgdb.Database:
     try:
-        fd = os.open(path, _FOLDER, dir_fd=folder)
+        snapshot = os.open(f"snap/{ident}", _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
     except OSError as error:
-        raise dpkgdb.BadDatabase(f"cannot read the package database in {path}: {error}") from error
+        raise dpkgdb.BadDatabase(f"cannot open the snapshot snap-{ident}: {error.strerror or error}") from error
     try:
+        return _database(snapshot, f"in snap-{ident}")
+    finally:
+        os.close(snapshot)
+
+
+def _database(root: int, where: str) -> dpkgdb.Database:
+    """Return dpkg's database of the system in the open folder *root*, wherever the links of that system lead."""
+    try:
+        fd = kernel.open_inside(root, ADMIN_DIR)
+    except OSError as error:
+        raise dpkgdb.BadDatabase(f"cannot read the package database {where}: {error}") from error
+    try:
+        # One of another device was not taken along by the snapshot, so it is the same before and after.
+        if os.fstat(fd).st_dev != os.fstat(root).st_dev:
+            raise dpkgdb.BadDatabase(f"the package database {where} is not in its subvolume")
         return dpkgdb.read_database(fd)
     finally:
         os.close(fd)
@@ -73,25 +88,42 @@ def finish(
     """
     lock = state.wait_for_lock(folder)
     try:
-        known = state.lines(folder, ident)
-        if known is None or any(line["kind"] in ("verdict", "decide", "end") for line in known[0]):
-            return None
-        found = judge(folder, root, ident)
-        if found is None:
-            return None
-        result, evidence = found
-        judged = _outlook(ident, result) if may_leave else Judged(ident, result, True, True)
-        if tell is not None:
-            tell(judged)
-        if may_leave:
-            told = [
-                {"kind": "post", "time": time.time()},
-                {"kind": "verdict", **result.to_json(), "evidence": evidence.to_json()},
-            ]
-            _close(folder, judged, known[0], told)
-        return judged
+        return finish_locked(folder, root, ident, may_leave, tell)
     finally:
         os.close(lock)
+
+
+def finish_locked(
+    folder: int,
+    root: int,
+    ident: str,
+    may_leave: bool = True,
+    tell: Callable[[Judged], None] | None = None,
+    may_close: bool = True,
+) -> Judged | None:
+    """Do as ``finish`` does. The caller holds the lock; if not *may_close*, what follows is left to recovery."""
+    known = state.lines(folder, ident)
+    if known is None or is_decided(known[0]):
+        return None
+    found = judge(folder, root, ident)
+    if found is None:
+        return None
+    result, evidence = found
+    judged = _outlook(ident, result) if may_leave and may_close else Judged(ident, result, True, True)
+    if tell is not None:
+        tell(judged)
+    if may_leave:
+        told = [
+            {"kind": "post", "time": time.time()},
+            {"kind": "verdict", **result.to_json(), "evidence": evidence.to_json()},
+        ]
+        _close(folder, judged, known[0], told)
+    return judged
+
+
+def is_decided(lines: list[dict[str, Any]]) -> bool:
+    """Whether a journal with these *lines* needs no verdict any more."""
+    return any(line["kind"] in ("verdict", "decide", "end") for line in lines)
 
 
 def _outlook(ident: str, result: verdict.Verdict) -> Judged:

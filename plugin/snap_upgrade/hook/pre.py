@@ -10,8 +10,7 @@ import sys
 import time
 
 from snap_upgrade.core import request, wire
-from snap_upgrade.core.dpkgdb import BadDatabase
-from snap_upgrade.hook import closing, layout, owner, settings, state, watch
+from snap_upgrade.hook import layout, owner, settings, state, watch
 from snap_upgrade.hook.ancestry import Ancestor, ancestors
 from snap_upgrade.system import aptlogs, failpoint, kernel
 
@@ -206,25 +205,43 @@ def _protect(asked: request.Request, activation: str, nested: tuple[str, ...]) -
     top, root = _open_root(activation)
     folder = state.open_state(top)
     os.close(top)
-    entry = {"kind": "request", "request": request.to_json(asked.targets), "command": command}
-    if _join(folder, root, above, front, entry):
-        _note_fired(folder, name)
-        return
+    asks = request.to_json(asked.targets)
+    entry = {"kind": "request", "request": asks, "command": command}
+    is_any_open = bool(state.numbers(folder, "journal"))
+    if is_any_open:
+        from snap_upgrade.hook import earlier
+
+        if earlier.join_ours(folder, above, entry):
+            _note_fired(folder, name)
+            return
+        earlier.ask_watcher(folder, front)
     lock = _lock(folder, name)
-    begin = {
-        "flow": "live",
-        "time": time.time(),
-        "boot_id": kernel.boot_id(),
-        "owner": {"pid": front.pid, "start": front.start, "name": name},
-        "command": command,
-        "user": owner.user(os.environ),
-        "front_end": name,
-        "running": kernel.subvolume_info(root).uuid,
-        "on_crash": "undo",
-        "request": entry["request"],
-        "since": aptlogs.positions(root, asked.config),
-        "policy": {},
-    }
+    try:
+        if is_any_open and earlier.settle(folder, root, above, front, entry):
+            _note_fired(folder, name)
+            return
+        begin = {
+            "flow": "live",
+            "time": time.time(),
+            "boot_id": kernel.boot_id(),
+            "owner": {"pid": front.pid, "start": front.start, "name": name},
+            "command": command,
+            "user": owner.user(os.environ),
+            "front_end": name,
+            "running": kernel.subvolume_info(root).uuid,
+            "on_crash": "undo",
+            "request": asks,
+            "since": aptlogs.positions(root, asked.config),
+            "policy": {},
+        }
+        _make(folder, root, begin, nested, front)
+    finally:
+        os.close(lock)
+
+
+def _make(folder: int, root: int, begin: dict[str, Any], nested: tuple[str, ...], front: Ancestor) -> None:
+    """Make the transaction, its snapshot and its watcher, all of it or nothing. The lock is held."""
+    name = begin["front_end"]
     # What was begun is made whole or taken back: a signal waits, and is looked at when there is something to decide.
     _signal.pthread_sigmask(_signal.SIG_BLOCK, _STOPS)
     ident, watcher = "", 0
@@ -245,8 +262,6 @@ def _protect(asked: request.Request, activation: str, nested: tuple[str, ...]) -
             _forget(folder, ident)
         _raise_if_stopped()
         raise
-    finally:
-        os.close(lock)
 
 
 def _open_root(activation: str) -> tuple[int, int]:
@@ -289,46 +304,6 @@ def _lock(folder: int, name: str) -> int:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
-
-
-def _join(folder: int, root: int, above: list[Ancestor], front: Ancestor, entry: dict[str, Any]) -> bool:
-    """Add the request to an open transaction that it belongs to: one run of unattended-upgrades, or our own command's.
-
-    Any other of the same process is over, whatever its post hook missed: daemons run one operation after another.
-    """
-    starts = {one.pid: one.start for one in above}
-    for number in state.numbers(folder, "journal"):
-        known = state.lines(folder, str(number))
-        if known is None or any(line["kind"] in ("verdict", "decide", "end") for line in known[0]):
-            continue
-        begin = known[0][0]
-        theirs = begin.get("owner") or {}
-        if begin.get("boot_id") != kernel.boot_id() or starts.get(theirs.get("pid", 0)) != theirs.get("start"):
-            continue
-        if begin.get("flow") != "live":
-            continue
-        front_end = str(begin.get("front_end") or "")
-        if front_end.startswith(owner.UNATTENDED) or front_end in ("", "snap-upgrade"):
-            state.append(folder, str(number), entry)
-            return True
-        if theirs.get("pid") == front.pid:
-            _finish_earlier(folder, root, str(number), front)
-    return False
-
-
-def _finish_earlier(folder: int, root: int, ident: str, front: Ancestor) -> None:
-    """Do what the post hook would have done that never ran for transaction *ident*, an earlier one of *front*."""
-    from snap_upgrade.hook import post
-
-    # Its watcher must not stay: the next one listens at the same place.
-    text = post.ask([front], False)
-    if text is None:
-        try:
-            judged = closing.finish(folder, root, ident)
-            text = "" if judged is None else closing.message(judged, False)
-        except (BadDatabase, request.BadRequest, state.BadState, OSError) as error:
-            text = f"snap-upgrade: transaction {ident} stays open: {error}\n"
-    sys.stderr.write(text)
 
 
 def _snapshot(folder: int, root: int, begin: dict[str, Any], nested: tuple[str, ...]) -> str:
@@ -389,16 +364,9 @@ def _adopt(folder: int, running: str) -> None:
 
 
 def _forget(folder: int, ident: str) -> None:
-    """Take back what was made for *ident*: no package was touched under its number. The journal goes last."""
+    """Take back what was made for *ident*: no package was touched under its number."""
     try:
-        known = state.lines(folder, ident)
-        if known is not None and any(one["kind"] == "started" and one["step"] == 1 for one in known[0]):
-            # Without its snapshot nobody could judge what the journal says was let loose.
-            state.append(folder, ident, {"kind": "undoing", "step": 1})
-        state.drop_snapshot(folder, ident, None)
-        failpoint.reach("hook.forget.dropped")
-        state.remove(folder, f"journal/{ident}")
-        state.sync_folder(folder, "journal")
+        state.forget(folder, ident)
     except (OSError, state.BadState) as error:
         _say(f"transaction {ident} could not be taken back, 'snap-upgrade recover' will: {error}")
 

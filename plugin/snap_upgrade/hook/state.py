@@ -220,6 +220,18 @@ def close(state: int, ident: str, outcome: str, *last: dict[str, Any]) -> None:
     os.rename(f"journal/{ident}", f"history/{ident}.json", src_dir_fd=state, dst_dir_fd=state)
 
 
+def forget(state: int, ident: str) -> None:
+    """Take back what was made for *ident*, under which no package was touched. The journal goes last."""
+    known = lines(state, ident)
+    if known is not None and any(one["kind"] == "started" and one["step"] == 1 for one in known[0]):
+        # Without its snapshot nobody could judge what the journal says was let loose.
+        append(state, ident, {"kind": "undoing", "step": 1})
+    drop_snapshot(state, ident, None)
+    failpoint.reach("hook.forget.dropped")
+    remove(state, f"journal/{ident}")
+    sync_folder(state, "journal")
+
+
 def enrol(
     state: int,
     uuid: str,

@@ -26,6 +26,8 @@ MNT_DETACH = 2
 _AT_FDCWD = -100
 # Numbers from 424 on are the same on every architecture Debian has but alpha and mips.
 _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 429, 430, 431, 432
+_OPENAT2 = 437
+_RESOLVE_IN_ROOT = 0x10
 _SET_FLAG, _SET_STRING, _CMD_CREATE = 0, 1, 6
 _MOUNT_ATTR_RDONLY = 1
 
@@ -163,6 +165,15 @@ def open_volume(device: str, subvolid: int, read_only: bool = False) -> int:
 def open_top_level(device: str, read_only: bool = False) -> int:
     """Return a descriptor of the top level (subvolume 5) of the btrfs on *device*; see open_volume."""
     return open_volume(device, TOP_LEVEL, read_only)
+
+
+def open_inside(root: int, path: str) -> int:
+    """Return a descriptor of the folder *path* as it is for a system whose ``/`` is the open folder *root*.
+
+    No link leads out: an absolute one starts at *root* (openat2, RESOLVE_IN_ROOT).
+    """
+    how = struct.pack("=QQQ", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT)
+    return _call("syscall:openat2", path, _OPENAT2, root, os.fsencode(path), how, len(how))
 
 
 def move_mount(mount_fd: int, target: str) -> None:
