@@ -16,6 +16,7 @@ from snap_upgrade.boot import BootLoader
 from snap_upgrade.config import Config
 from snap_upgrade.core.errors import InternalError, NeedsPerson, NotFound, Refused
 from snap_upgrade.core.model import Kind, Record, State, Volume
+from snap_upgrade.core.names import shown
 from snap_upgrade.core.plan import STATE, clone_path
 from snap_upgrade.core.steps import (
     Activate,
@@ -111,7 +112,7 @@ def check(step: Step, machine: Machine) -> None:
     afterwards what lies there counts as made by it, and may be taken back."""
     if isinstance(step, TakeSnapshot | MakeClone):
         if machine.storage.at(step.path) is not None:
-            raise Refused(f"{step.path} is taken by a volume that is not on record", "snap-upgrade status")
+            raise Refused(f"{shown(step.path)} is taken by a volume that is not on record", "snap-upgrade status")
         if step.name in machine.inventory().names():
             raise Refused(f"there is an environment or snapshot {step.name} already", "snap-upgrade list")
 
@@ -210,7 +211,7 @@ def _activate(step: Activate, machine: Machine) -> None:
         files.remove_durable(pointer)
     read_back = machine.storage.boots_next()
     if read_back is None or read_back.uuid != target.record.uuid:
-        found = "nothing that is known" if read_back is None else read_back.path
+        found = "nothing that is known" if read_back is None else shown(read_back.path)
         raise NeedsPerson(f"{step.name} was activated, but {found} boots next", "snap-upgrade status")
     uuids = {target.record.uuid} | ({before.uuid} if before else set())
     uuids |= {one.record.uuid for one in inventory.owned if one.record.name == step.previous}

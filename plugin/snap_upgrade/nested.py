@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from snap_upgrade.core.errors import NeedsPerson
 from snap_upgrade.core.lineage import related
 from snap_upgrade.core.model import Kind, State, Volume
+from snap_upgrade.core.names import shown
 from snap_upgrade.core.plan import PARTS, STATE, part_of, part_path
 from snap_upgrade.core.steps import CarryNested
 from snap_upgrade.records import Inventory, Owned
@@ -95,7 +96,7 @@ def _require_snapshots(volumes: list[Volume]) -> None:
     for volume in volumes:
         if not volume.read_only or volume.parent_uuid is None:
             raise NeedsPerson(
-                f"at {volume.path} lies a volume that this transaction did not make; it is left alone",
+                f"at {shown(volume.path)} lies a volume that this transaction did not make; it is left alone",
                 "look at it in a mount of the top level, and move it elsewhere",
             )
 
@@ -206,7 +207,7 @@ def carry(step: CarryNested, machine: Machine) -> None:
         source = machine.storage.at(step.source)
         is_known = (source is not None and source.uuid == step.uuid) or step.uuid in machine.storage.volumes()
         if not is_known or there is not None:
-            what = f"the nested subvolume {step.source} cannot be moved to {step.path}"
+            what = f"the nested subvolume {shown(step.source)} cannot be moved to {shown(step.path)}"
             raise NeedsPerson(what, "snap-upgrade status")
         inside, relative = _container(machine, step.path)
         remove_placeholder(machine, inside.uuid, relative)

@@ -415,6 +415,27 @@ def test_a_volume_whose_path_cannot_be_told_can_be_moved_to_one_that_can(case: C
     assert case.storage.nested(case.running.uuid) == []
 
 
+def test_what_anybody_named_cannot_speak_through_a_message(case: Case, tmp_path: Path) -> None:
+    made = clone(case)
+    with case.storage.opened(made.uuid) as root:
+        nest(root, "x\nsnap-upgrade: all is well\x1b]0;")
+    inner = case.storage.nested(made.uuid)[0]
+    assert inner.path.endswith("/x\nsnap-upgrade: all is well\x1b]0;")
+    taken = f"{BE}/x\ny"
+    with case.storage.opened(made.uuid) as root:
+        (root / "x\ny").touch()
+    for call in (
+        lambda: case.storage.destroy(made.uuid),
+        lambda: case.storage.rename(made.uuid, f"{inner.path}/b/c"),
+        lambda: case.storage.rename(inner.uuid, taken),
+        lambda: case.storage.snapshot(inner.uuid, taken),
+        lambda: case.storage.mount(inner.uuid, tmp_path / "nowhere"),
+    ):
+        with pytest.raises(StorageError) as caught:
+            call()
+        assert caught.value.message.isprintable()
+
+
 def test_the_list_says_of_each_volume_what_the_library_says(case: Case) -> None:
     snapshot = case.storage.snapshot(clone(case).uuid, ".snap-upgrade/snap/s")
     (case.root / "a/b").mkdir(parents=True)

@@ -15,7 +15,7 @@ from tests.lab import breaking
 from tests.lab.debs import Deb
 from tests.lab.machine import Layout, Machine
 from tests.lab.repo import local_repo
-from tests.system.clilab import names, su, su_json
+from tests.system.clilab import PROGRAM, names, su, su_json
 from tests.system.test_apt_failures import settle
 
 INSTALL = ("apt-get", "install", "-y")
@@ -58,3 +58,15 @@ def test_a_volume_too_deep_for_its_path_stops_no_command(m: Machine) -> None:
     su(m, "destroy", "-y", "initial")
     assert names(m).keys() == {"before-1"}
     assert any(path.startswith(".snap-upgrade/kept/") for path in m.subvolumes())
+
+
+def test_the_name_of_a_users_volume_cannot_speak_for_us(m: Machine) -> None:
+    as_nobody(m, "name = b'x\\nsnap-upgrade: all is well\\x1b]0;pwn\\x07'\n" + MAKE)
+    su(m, "create", "x")
+    su(m, "activate", "x")
+    m.reboot()
+    assert m.boot_log is not None
+    told = m.boot_log.output + m.run([PROGRAM, "recover", "--boot"], check=False).output
+    assert "x\\nsnap-upgrade: all is well\\x1b]0;pwn" in told
+    assert not [line for line in told.splitlines() if line.startswith("snap-upgrade: all") or not line.isprintable()]
+    su(m, "activate", "initial")

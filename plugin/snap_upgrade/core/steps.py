@@ -13,6 +13,7 @@ from typing import Any, ClassVar, assert_never
 
 from snap_upgrade.core.errors import StateDamaged
 from snap_upgrade.core.model import State
+from snap_upgrade.core.names import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +241,14 @@ def groups(steps: Sequence[Step], numbers: Iterable[int]) -> list[list[int]]:
 
 
 def describe(step: Step) -> str:
-    """Return *step* in the user's words, as ``-n`` and the history show it."""
+    """Return *step* in the user's words, as ``-n`` and the history show it.
+
+    Anybody may have named a volume: what would move a terminal's cursor is made visible.
+    """
+    return shown(_words(step))
+
+
+def _words(step: Step) -> str:
     match step:
         case TakeSnapshot(name=name):
             return f"take the snapshot {name}"

@@ -21,7 +21,7 @@ from snap_upgrade.core.errors import NeedsPerson, NotFound, Refused, StorageErro
 from snap_upgrade.core.model import FileChange, Layout, Method, Space, Volume
 from snap_upgrade.core.names import is_told
 from snap_upgrade.storage import btrfs_diff, btrfs_facts, btrfs_move, btrfs_state, btrfs_tree
-from snap_upgrade.storage.btrfs_errors import DMESG, explained
+from snap_upgrade.storage.btrfs_errors import DMESG, explained, named
 from snap_upgrade.system import kernel, mounts
 
 STATE = ".snap-upgrade"
@@ -127,7 +127,7 @@ class BtrfsStorage:
         # Volumes from before Linux 3.6, and the top level of old ones, have no uuid: their number serves instead.
         own = info.uuid.hex() if info.uuid.strip(b"\0") else f"{info.id:032x}"
         parent = info.parent_uuid.hex() if info.parent_uuid.strip(b"\0") else None
-        return Volume(own, info.id, path, parent, info.parent_id, bool(info.flags & _RDONLY), info.generation,
+        return Volume(own, info.id, path, parent, info.parent_id, bool(info.flags & _RDONLY), info.ctransid,
                       info.otransid)  # fmt: skip
 
     def _by_id(self, ident: int) -> Volume | None:
@@ -196,7 +196,7 @@ class BtrfsStorage:
 
     def at(self, path: str) -> Volume | None:
         """Return the volume at *path* (empty: the top level), or None if there is nothing or something else."""
-        with explained(f"look at {path or 'the top level'}"):
+        with explained(f"look at {named(path)}"):
             if not path:
                 return self._by_id(kernel.TOP_LEVEL)
             for _ in btrfs_facts.looks():
@@ -218,12 +218,12 @@ class BtrfsStorage:
                 # does a volume that can be opened has no place: look again.
                 if found is not None:
                     return replace(found, path=path)
-        raise StorageError(f"what is at {path} keeps changing", errno.EAGAIN)
+        raise StorageError(f"what is at {named(path)} keeps changing", errno.EAGAIN)
 
     def nested(self, uuid: str) -> list[Volume]:
         """Return the volumes inside *uuid*, deepest first."""
         outer = self._require(uuid)
-        with explained(f"list what is inside {outer.path or 'the top level'}"):
+        with explained(f"list what is inside {named(outer.path)}"):
             inside = btrfs_tree.inside(self._top(), outer.ident, outer.path)
         found = [self._volume(info, path) for info, path in inside]
         # In a root that is the top level itself our own state lies too, and is no part of it.
@@ -297,9 +297,9 @@ class BtrfsStorage:
         volume = self._require(uuid)
         decided = self.layout()
         if decided.method is Method.NONE:
-            raise Refused(f"cannot activate {volume.path}: {decided.refusal}; nothing was changed", decided.hint)
+            raise Refused(f"cannot activate {named(volume.path)}: {decided.refusal}; nothing was changed", decided.hint)
         if volume.read_only:
-            what = f"cannot activate {volume.path}: it is read-only; nothing was changed"
+            what = f"cannot activate {named(volume.path)}: it is read-only; nothing was changed"
             raise Refused(what, "activate a clone of it")
         if decided.method is Method.EXCHANGE:
             assert decided.boot_path is not None
@@ -309,27 +309,27 @@ class BtrfsStorage:
             elif there.uuid != uuid:
                 self.exchange(uuid, there.uuid)
         else:
-            with explained(f"make {volume.path or 'the top level'} the default subvolume"):
+            with explained(f"make {named(volume.path)} the default subvolume"):
                 kernel.set_default(self._top(), volume.ident)
         self.sync()
         now = self.boots_next()
         if now is None or now.uuid != uuid:
-            what = "nothing" if now is None else now.path or "the top level"
-            raise NeedsPerson(f"{volume.path} was activated, but {what} is what would boot")
+            what = "nothing" if now is None else named(now.path)
+            raise NeedsPerson(f"{named(volume.path)} was activated, but {what} is what would boot")
 
     # -- changes
 
     def _copy(self, source: str, path: str, read_only: bool) -> Volume:
         origin = self._require(source)
         verb = "snapshot" if read_only else "clone"
-        shown = origin.path or "the top level"
+        shown = named(origin.path)
         there = self.at(path)
         if there is not None and there.parent_uuid == origin.uuid and there.read_only == read_only:
             return there
         if there is not None or self._occupied(path):
-            raise StorageError(f"cannot {verb} {shown}: {path} is taken by something else; nothing was changed",
+            raise StorageError(f"cannot {verb} {shown}: {named(path)} is taken by something else; nothing was changed",
                                errno.EEXIST)  # fmt: skip
-        with explained(f"{verb} {shown} to {path}"), self._folder(path) as (folder, name):
+        with explained(f"{verb} {shown} to {named(path)}"), self._folder(path) as (folder, name):
             source_fd = kernel.open_volume(self._device, origin.ident, read_only=not self._writable)
             try:
                 kernel.snapshot(source_fd, folder, name, read_only)
@@ -337,7 +337,7 @@ class BtrfsStorage:
                 os.close(source_fd)
         made = self.at(path)
         if made is None or made.read_only != read_only:
-            raise StorageError(f"the {verb} of {shown} at {path} is not there after it was made")
+            raise StorageError(f"the {verb} of {shown} at {named(path)} is not there after it was made")
         return made
 
     def _occupied(self, path: str) -> bool:
@@ -347,7 +347,9 @@ class BtrfsStorage:
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise StorageError(f"cannot use {path}: {error.strerror}; nothing was changed", error.errno or 0) from error
+            raise StorageError(
+                f"cannot use {named(path)}: {error.strerror}; nothing was changed", error.errno or 0
+            ) from error
         return True
 
     def snapshot(self, source: str, path: str) -> Volume:
@@ -363,8 +365,8 @@ class BtrfsStorage:
         volume = self._find(uuid)
         if volume is None:
             return
-        shown = volume.path or "the top level"
-        inside = [inner.path for inner in self.nested(uuid)]
+        shown = named(volume.path)
+        inside = [named(inner.path) for inner in self.nested(uuid)]
         if inside:
             raise StorageError(f"cannot destroy {shown}: other volumes are inside: {', '.join(inside)}; nothing was "
                                "changed", errno.ENOTEMPTY)  # fmt: skip
@@ -398,7 +400,7 @@ class BtrfsStorage:
         volume = self._require(uuid)
         if volume.path == path:
             return
-        with explained(f"move {volume.path or 'the top level'} to {path}"):
+        with explained(f"move {named(volume.path)} to {named(path)}"):
             with self._place(volume) as (old, old_name), self._folder(path) as (new, new_name):
                 with suppress(FileNotFoundError):
                     if os.stat(new_name, dir_fd=new, follow_symlinks=False).st_ino == _PLACEHOLDER:
@@ -423,14 +425,14 @@ class BtrfsStorage:
     def _verify(self, uuid: str, path: str) -> None:
         there = self.at(path)
         if there is None or there.uuid != uuid:
-            raise NeedsPerson(f"{path} was moved, but another volume is there now")
+            raise NeedsPerson(f"{named(path)} was moved, but another volume is there now")
 
     def exchange(self, first: str, second: str) -> None:
         """Let the two volumes change places in one atomic operation; a mount of either follows its volume."""
         one, two = self._require(first), self._require(second)
         if not one.path or not two.path:
             raise StorageError("the top level cannot change places with anything; nothing was changed", errno.EINVAL)
-        with explained(f"let {one.path} and {two.path} change places"):
+        with explained(f"let {named(one.path)} and {named(two.path)} change places"):
             with self._folder(one.path) as (a, name_a), self._folder(two.path) as (b, name_b):
                 with self._movable([one, two], os.fstat(a), os.fstat(b)):
                     kernel.exchange(a, name_a, b, name_b)
@@ -465,7 +467,7 @@ class BtrfsStorage:
     def mount(self, uuid: str, target: Path, read_only: bool = False) -> None:
         """Mount the volume at *target*; fine if it is mounted there already, EBUSY if something else is."""
         volume = self._require(uuid)
-        shown = volume.path or "the top level"
+        shown = named(volume.path)
         with explained(f"mount {shown} at {target}"):
             present = mounts.mounted_on(target)
             if present is not None:
@@ -507,7 +509,7 @@ class BtrfsStorage:
     def opened(self, uuid: str) -> Iterator[Path]:
         """Open the volume through a mount of its own; yield a path to its root, for this process only."""
         volume = self._require(uuid)
-        with explained(f"open {volume.path or 'the top level'}"):
+        with explained(f"open {named(volume.path)}"):
             fd = kernel.open_volume(self._device, volume.ident, read_only=not self._writable)
         try:
             yield Path(f"/proc/self/fd/{fd}")
@@ -538,7 +540,7 @@ class BtrfsStorage:
         if first.uuid == second.uuid:
             return
         with self._frozen(first) as (old_fd, old_id), self._frozen(second) as (new_fd, _):
-            with explained(f"compare {first.path} and {second.path}"):
+            with explained(f"compare {named(first.path)} and {named(second.path)}"):
                 found = btrfs_diff.changed_files((old_fd, old_id), new_fd)
         yield from found
 
@@ -552,7 +554,7 @@ class BtrfsStorage:
             name = btrfs_state.passing_name(volume.ident)
             passing = volume = self.snapshot(volume.uuid, f"{STATE}/diff/{name}")
         try:
-            with explained(f"open {volume.path}"):
+            with explained(f"open {named(volume.path)}"):
                 fd = kernel.open_volume(self._device, volume.ident, read_only=True)
             try:
                 yield fd, volume.ident
@@ -560,7 +562,7 @@ class BtrfsStorage:
                 os.close(fd)
         finally:
             if passing is not None:
-                with explained(f"destroy the passing snapshot {passing.path}"):
+                with explained(f"destroy the passing snapshot {named(passing.path)}"):
                     kernel.destroy_subvolume_id(self._top(), passing.ident)
 
     def _sweep(self) -> None:
@@ -570,7 +572,7 @@ class BtrfsStorage:
         for name in names:
             there = self.at(f"{STATE}/diff/{name}")
             if there is not None:
-                with explained(f"destroy the left-over snapshot {there.path}"):
+                with explained(f"destroy the left-over snapshot {named(there.path)}"):
                     kernel.destroy_subvolume_id(self._top(), there.ident)
 
     def sync(self) -> None:

@@ -10,8 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from snap_upgrade.core.errors import StorageError
+from snap_upgrade.core.names import shown
 
 DMESG = "look for errors of the device in the kernel's log: dmesg"
+
+
+def named(path: str) -> str:
+    """Return the path of a volume as a message has it: anybody may have given the name."""
+    return shown(path) or "the top level"
 
 
 @contextmanager
