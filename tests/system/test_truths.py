@@ -556,3 +556,12 @@ def test_no_name_and_no_path_moves_the_cursor(m: Machine) -> None:
                   ["recover"], ["history"], ["history", "last"], ["destroy", "y"], ["destroy", "-y", "y"]):  # fmt: skip
         told = m.run([PROGRAM, *words], check=False)
         assert "\x1b" not in told.stdout + told.stderr, words
+
+
+def test_a_command_for_a_name_with_a_space_can_be_typed(m: Machine) -> None:
+    hint = su_json(m, "create", "my root")["hint"]
+    (m.top / ".snap-upgrade/be/my root/etc/mine").touch()
+    told = m.run(["sh", "-c", hint]).stdout
+    assert names(m)["my root"]["active"] == "R"
+    command = told.partition("keeps its own: ")[2].splitlines()[0]
+    assert "/etc/mine" in m.run(["sh", "-c", command]).stdout

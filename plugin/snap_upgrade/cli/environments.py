@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from snap_upgrade import manage
 from snap_upgrade.cli.output import columns, local_time, plural
+from snap_upgrade.cli.parser import PROGRAM
 from snap_upgrade.cli.session import Session
 from snap_upgrade.core import errors
 from snap_upgrade.core.names import shown
@@ -36,7 +37,7 @@ def run_create(session: Session) -> int:
     steps = session.do("create", planner)
     if session.is_dry_run:
         return errors.EXIT_DONE
-    return session.finish(f"{options.name} is made", f"snap-upgrade activate {options.name}", **_done(steps))
+    return session.finish(f"{options.name} is made", f"snap-upgrade activate {shlex.quote(options.name)}", **_done(steps))
 
 
 def run_destroy(session: Session) -> int:
@@ -125,7 +126,7 @@ def _drift(machine: Machine, name: str) -> str:
         return "; no file of the two differs"
     return (
         f"; {plural(count, 'file')} {'differs' if count == 1 else 'differ'} between the two, and {owner.record.name} "
-        f"keeps its own: snap-upgrade diff --files {name} {owner.record.name}"
+        f"keeps its own: {shlex.join([PROGRAM, 'diff', '--files', name, owner.record.name])}"
     )
 
 

@@ -137,7 +137,8 @@ def _left_open() -> bool:
 
     machine = open_machine()
     return any(
-        isinstance(found, errors.StateDamaged) or found.entries.owner.pid == os.getpid()
+        isinstance(found, errors.StateDamaged)
+        or (found.entries.owner.pid == os.getpid() and found.entries.last("end") is None)
         for found in journal.open_journals(machine.state)
     )
 
