@@ -11,9 +11,9 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from snap_upgrade.core.errors import NeedsPerson
+from snap_upgrade.core.errors import NeedsPerson, Refused
 from snap_upgrade.core.lineage import related
-from snap_upgrade.core.model import Kind, State, Volume
+from snap_upgrade.core.model import Kind, Record, State, Volume
 from snap_upgrade.core.names import shown
 from snap_upgrade.core.plan import PARTS, STATE, part_of, part_path
 from snap_upgrade.core.steps import CarryNested
@@ -130,12 +130,27 @@ def _origins(machine: Machine, origin: Owned) -> dict[str, Volume]:
     if origin.record.kind is not Kind.SNAPSHOT:
         return configured(machine, origin.record.uuid)
     inventory = machine.inventory()
+    _require_recorded(machine, inventory, origin.record)
     found = {part_of(one.path): one for one in parts_beside(machine, inventory, origin.record.path)}
     if origin.record.origin is None or not machine.config.clone_nested:
         return found
     with machine.storage.opened(origin.record.uuid) as root:
         now = configured(machine, origin.record.origin)
         return {relative: one for relative, one in now.items() if awaits_nested(root, relative)} | found
+
+
+def _require_recorded(machine: Machine, inventory: Inventory, snapshot: Record) -> None:
+    """Raise Refused if a part of *snapshot* has no record: what it holds would be missing, or newer than the rest."""
+    for volume in machine.storage.volumes().values():
+        if not volume.path.startswith(f"{snapshot.path}{PARTS}/") or is_part(inventory, volume):
+            continue
+        is_snapshot = volume.read_only and volume.parent_uuid is not None
+        if is_snapshot or part_of(volume.path) in machine.config.clone_nested:
+            raise Refused(
+                f"{shown(volume.path)} holds what was nested in {snapshot.name}, but its record is missing or damaged: "
+                "old and new data would be mixed; nothing was changed",
+                "snap-upgrade status",
+            )
 
 
 # --- those that nobody cloned

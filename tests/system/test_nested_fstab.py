@@ -177,3 +177,66 @@ def test_the_nested_volume_of_another_system_is_not_taken(tmp_path: Path) -> Non
         m.layout = Layout("@b")
         boots(m)
         assert m.path(f"/{inside}/data").read_text() == "B's\n"
+
+
+def test_a_nested_volume_is_listed_once_beside_a_root_in_the_top_level(tmp_path: Path) -> None:
+    with Machine(tmp_path, layout=Layout(None, select="default", nested=("var/lib/x",))) as m:
+        offered(m).run([*INSTALL, "good"])
+        settle(m)
+        btrfsutil.create_snapshot(str(m.top / STATE / "snap/1"), str(m.top / "by hand"))
+        btrfsutil.set_default_subvolume(str(m.top / "by hand"))
+        boots(m)
+        nested = [row for row in su_json(m, "list", "-a") if row["kind"] == "nested"]
+        assert [(row["name"], row["origin"]) for row in nested] == [("by hand/var/lib/x", "initial-2")]
+
+
+# --- a restore point that is not whole
+
+
+@pytest.mark.parametrize("damage", [None, b"{"], ids=["gone", "damaged"])
+def test_a_roll_back_without_the_record_of_a_part_is_refused_and_changes_nothing(
+    tmp_path: Path, damage: bytes | None
+) -> None:
+    thing = "var/lib/thing"
+    with Machine(tmp_path, layout=Layout("@", nested=(thing,))) as m:
+        offered(m).path("/etc/snap-upgrade.conf").write_text(f"clone_nested = {thing}\n")
+        m.path(f"/{thing}/file").write_text("before\n")
+        m.run([*INSTALL, "good"])
+        settle(m)
+        m.path(f"/{thing}/file").write_text("after\n")
+        record = m.top / STATE / "records" / f"{names(m, '-a')[f'snap-1/{thing}']['uuid']}.json"
+        sound = record.read_bytes()
+        record.unlink() if damage is None else record.write_bytes(damage)
+        place = f"{STATE}/snap/1.parts/var:lib:thing"
+        before = m.subvolumes()
+        refused = su(m, "rollback", "1", code=3)
+        assert place in refused.stderr
+        assert "snap-upgrade status" in refused.stderr
+        assert m.subvolumes() == before
+        assert set(names(m)) == {"initial"}
+        assert not list((m.top / STATE / "journal").iterdir())
+
+        code = 0 if damage is None else 11
+        (problem,) = [one for one in su_json(m, "status", code=code)["problems"] if place in one["message"]]
+        assert "restore point of transaction 1" in problem["message"]
+        assert problem["hint"] == "snap-upgrade history 1"
+        su(m, *problem["hint"].split()[1:])
+        m.path("/etc/snap-upgrade.conf").write_text("")
+        su(m, "rollback", "1", code=3)
+        record.write_bytes(sound)
+        m.path("/etc/snap-upgrade.conf").write_text(f"clone_nested = {thing}\n")
+        su(m, "rollback", "1")
+        boots(m)
+        assert m.path(f"/{thing}/file").read_text() == "before\n"
+
+
+def test_a_snapshot_without_its_record_is_not_offered_for_deletion(tmp_path: Path) -> None:
+    with Machine(tmp_path) as m:
+        offered(m).run([*INSTALL, "good"])
+        settle(m)
+        (m.top / STATE / "records" / f"{names(m, '-a')['snap-1']['uuid']}.json").unlink()
+        btrfsutil.create_subvolume(str(m.top / STATE / "snap/stray"))
+        found = {one["message"]: one["hint"] for one in su_json(m, "status")["problems"] if STATE in one["message"]}
+        assert [hint for message, hint in found.items() if f"{STATE}/snap/1 " in message] == ["snap-upgrade history 1"]
+        (hint,) = [hint for message, hint in found.items() if f"{STATE}/snap/stray" in message]
+        assert "btrfs subvolume delete" in hint

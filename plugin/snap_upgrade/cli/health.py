@@ -159,8 +159,25 @@ def _strangers(machine: Machine, inventory: Inventory) -> list[Problem]:
             what = f"the volume {volume.path} is in our folder, but not on record; it is left alone"
         else:
             continue
+        number = _restore_point(machine, volume) if folder == "snap" else ""
+        if number:
+            what = f"the volume {volume.path} is not on record, but is (or belongs to) the restore point of"
+            found.append(Problem(f"{what} transaction {number}", f"snap-upgrade history {number}", WARNING))
+            continue
         found.append(Problem(what, _look_and_delete(machine, volume), WARNING))
     return found
+
+
+def _restore_point(machine: Machine, volume: Volume) -> str:
+    """Return the number of the transaction whose restore point needs *volume*, empty if there is none."""
+    number = volume.path.split("/")[2].removesuffix(PARTS)
+    is_snapshot = volume.read_only and volume.parent_uuid is not None
+    if not is_snapshot or machine.storage.at(f"{STATE}/snap/{number}") is None:
+        return ""
+    try:
+        return journal.read(machine.state, number).ident
+    except (errors.NotFound, errors.StateDamaged):
+        return ""
 
 
 def _look_and_delete(machine: Machine, volume: Volume) -> str:

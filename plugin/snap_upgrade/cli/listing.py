@@ -142,8 +142,12 @@ def _nested(machine: Machine, inventory: Inventory, record: Record) -> list[Row]
     """Return a row for each volume inside *record* that has no record of its own: it is listed and left alone."""
     found = []
     nested = [one for one in machine.storage.nested(record.uuid) if inventory.by_uuid(one.uuid) is None]
+    homes = {one.record.uuid: one.volume.path for one in inventory.owned if one.record.kind is Kind.ENVIRONMENT}
     mounted = machine.storage.mount_points(nested) if nested else {}
     for volume in reversed(nested):
+        around = (path for path in homes.values() if not path or volume.path.startswith(f"{path}/"))
+        if max(around, key=len) != homes[record.uuid]:
+            continue  # the top level holds other environments too, and these have their own
         places = tuple(str(path) for path in mounted.get(volume.uuid, ()))
         found.append(
                 Row(volume.path, volume.uuid, NESTED, "", places, machine.storage.exclusive_bytes(volume.uuid), 0.0,
