@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, assert_never
@@ -41,7 +42,7 @@ from snap_upgrade.storage import Storage
 from snap_upgrade.system import failpoint, files
 
 POINTER = "pointer.json"
-RUN = Path("/run/snap-upgrade")
+MOUNTS = Path("/run/snap-upgrade/mnt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +92,8 @@ def do(step: Step, machine: Machine, transaction: str) -> dict[str, Any]:
         case Mount(name=name, target=target, read_only=read_only):
             uuid = machine.inventory().find(name).volume.uuid
             if Path(target) not in machine.storage.mounted_at(uuid):
-                if Path(target).parent == RUN:
-                    os.makedirs(target, mode=0o700, exist_ok=True)
+                if Path(target).parent == MOUNTS:
+                    make_mount_place(Path(target))
                 machine.storage.mount(uuid, Path(target), read_only)
         case Unmount(name=name, target=target):
             uuid = machine.inventory().find(name).volume.uuid
@@ -105,6 +106,19 @@ def do(step: Step, machine: Machine, transaction: str) -> dict[str, Any]:
         case _:
             assert_never(step)
     return {}
+
+
+def make_mount_place(target: Path) -> None:
+    """Make *target*, in the folder of our own mounts, which only root gets into.
+
+    In an older system lie the set-uid programs that were replaced because of their holes: nobody else may reach them.
+    """
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = os.lstat(target.parent)
+    if status.st_uid != 0 or not stat.S_ISDIR(status.st_mode):
+        raise Refused(f"{target.parent} is no directory of root's", f"rm -r {target.parent}")
+    os.chmod(target.parent, 0o700)
+    target.mkdir(mode=0o700, exist_ok=True)
 
 
 def check(step: Step, machine: Machine) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from snap_upgrade import config, journal
-from snap_upgrade.actions import Machine
+from snap_upgrade.actions import MOUNTS, Machine
 from snap_upgrade.core import errors, names, plan
 from snap_upgrade.core.model import Kind, Method, Record, State
 from snap_upgrade.core.packages import Event, Outcome, Report, Request, Root
@@ -453,7 +453,7 @@ def _of_packages(outcome: Outcome) -> Outcome:
 
 
 def _mount_place(ident: str) -> str:
-    return f"/run/snap-upgrade/{plan.way_back_name(ident)}"
+    return str(MOUNTS / plan.way_back_name(ident))
 
 
 def _finish_live(machine: Machine, transaction: Transaction, command: str, outcome: Outcome, status: int) -> Result:

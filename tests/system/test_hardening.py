@@ -70,3 +70,33 @@ def test_the_name_of_a_users_volume_cannot_speak_for_us(m: Machine) -> None:
     assert "x\\nsnap-upgrade: all is well\\x1b]0;pwn" in told
     assert not [line for line in told.splitlines() if line.startswith("snap-upgrade: all") or not line.isprintable()]
     su(m, "activate", "initial")
+
+
+REACH = """
+for place in sys.argv[1:]:
+    try:
+        print(os.listdir(place))
+    except PermissionError:
+        print("kept out")
+"""
+
+
+def test_a_mount_at_our_own_place_lets_in_root_only(m: Machine) -> None:
+    su(m, "create", "x")
+    m.live("/run/snap-upgrade/mnt").mkdir(parents=True)
+    m.live("/run/snap-upgrade/mnt").chmod(0o755)
+    place = su(m, "mount", "x").stdout.strip()
+    assert m.live(f"{place}/usr/bin").is_dir()
+    assert "nosuid" not in m.run(["findmnt", "-no", "OPTIONS", place]).stdout
+    assert m.run(["/usr/bin/python3", "-IS", "-c", AS_NOBODY + REACH, f"{place}/usr/bin"]).stdout == "kept out\n"
+
+
+def test_the_proposal_is_out_of_reach_as_apt_leaves_it(m: Machine) -> None:
+    m.path("/etc/snap-upgrade.conf").write_text("policy = proposal\n")
+    m.run([*INSTALL, "bad"], check=False)
+    settle(m)
+    (place,) = names(m)["before-1"]["mountpoints"]
+    assert m.live(f"{place}/usr/bin").is_dir()
+    assert m.run(["/usr/bin/python3", "-IS", "-c", AS_NOBODY + REACH, f"{place}/usr/bin"]).stdout == "kept out\n"
+    su(m, "unmount", "before-1")
+    assert not m.live(place).exists()

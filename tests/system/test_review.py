@@ -62,9 +62,9 @@ def test_a_root_in_the_top_level_goes_back_and_keeps_its_nested_data(tmp_path: P
 def test_the_flows_of_the_proposal_end_by_themselves(m: Machine) -> None:
     m.path("/etc/snap-upgrade.conf").write_text("policy = proposal\n")
     su(m, "install", "-y", "bad", code=7)
-    assert m.live("/run/snap-upgrade/before-1/etc/fstab").exists() or names(m)["before-1"]["mountpoint"]
+    assert m.live("/run/snap-upgrade/mnt/before-1/etc/fstab").exists() or names(m)["before-1"]["mountpoint"]
     su(m, "recover", code=4)
-    m.run(["umount", "/run/snap-upgrade/before-1"])
+    m.run(["umount", "/run/snap-upgrade/mnt/before-1"])
     su(m, "rollback", "last")
     m.reboot()
     assert not m.run(["dpkg-query", "-W", "bad"], check=False).stdout

@@ -324,9 +324,9 @@ def test_the_proposal_mounts_the_way_back_also_after_plain_apt(m: Machine) -> No
     m.path(CONF).write_text("policy = proposal\n")
     m.run([*INSTALL, "bad"], check=False)
     settle(m)
-    assert names(m)["before-1"]["mountpoints"] == ["/run/snap-upgrade/before-1"]
-    assert m.live("/run/snap-upgrade/before-1/etc/fstab").exists()
-    assert not os.path.exists(m.live("/run/snap-upgrade/before-1/var/lib/dpkg/info/bad.list"))
+    assert names(m)["before-1"]["mountpoints"] == ["/run/snap-upgrade/mnt/before-1"]
+    assert m.live("/run/snap-upgrade/mnt/before-1/etc/fstab").exists()
+    assert not os.path.exists(m.live("/run/snap-upgrade/mnt/before-1/var/lib/dpkg/info/bad.list"))
 
 
 # --- the version of the state

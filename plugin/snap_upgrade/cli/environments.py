@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snap_upgrade import manage
+from snap_upgrade.actions import MOUNTS, make_mount_place
 from snap_upgrade.cli.output import columns, local_time, plural
 from snap_upgrade.cli.parser import PROGRAM
 from snap_upgrade.cli.session import Session
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from snap_upgrade.actions import Machine
     from snap_upgrade.core.retention import Choice
     from snap_upgrade.records import Inventory
-
-MOUNTS = Path("/run/snap-upgrade/mnt")
 
 
 def run_create(session: Session) -> int:
@@ -155,7 +154,7 @@ def run_mount(session: Session) -> int:
             what = f"{target} is not empty, and what is in it would be hidden; nothing was changed"
             raise errors.UsageError(what, f"snap-upgrade mount {shlex.quote(options.name)}")
         if not (options.directory or session.is_dry_run):
-            target.mkdir(parents=True, exist_ok=True)
+            make_mount_place(target)
             made.append(target)
         return steps
 
