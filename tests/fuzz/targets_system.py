@@ -209,7 +209,7 @@ def fuzz_hook_trouble(data: bytes) -> None:
         found = status.last_trouble(Path(folder))
         assert isinstance(found, dict)
         space = {"available": 1, "total": 2, "unallocated": 0, "metadata_free": 0, "pending_volumes": 0}
-        hooks = {"installed": True, "last_fired": {}, "last_trouble": found}
+        hooks = {"installed": True, "enabled": True, "last_fired": {}, "last_trouble": found}
         shown: dict[str, Any] = dict.fromkeys(("running", "next", "default", "pending", "packages_at_work"), "")
         shown |= {"transactions": [], "space": space, "hooks": hooks, "next_path": "", "is_pending": True}
         assert all(line.isprintable() for line in status.status_lines(shown, 0.0))

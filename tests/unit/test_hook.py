@@ -117,7 +117,7 @@ def test_a_taken_lock_names_its_holder(folder: int) -> None:
 def test_a_state_of_a_later_version_is_refused(folder: int, tmp_path: Path) -> None:
     (tmp_path / ".snap-upgrade").mkdir()
     (tmp_path / ".snap-upgrade" / "version").write_text("2\n")
-    with pytest.raises(state.BadState, match="the version b'2"):
+    with pytest.raises(state.BadState, match="the version '2', this program knows 1"):
         state.open_state(folder)
 
 

@@ -36,7 +36,8 @@ def run_create(session: Session) -> int:
     steps = session.do("create", planner)
     if session.is_dry_run:
         return errors.EXIT_DONE
-    return session.finish(f"{options.name} is made", f"snap-upgrade activate {shlex.quote(options.name)}", **_done(steps))
+    hint = shlex.join([PROGRAM, "activate", options.name])
+    return session.finish(f"{options.name} is made", hint, **_done(steps))
 
 
 def run_destroy(session: Session) -> int:
