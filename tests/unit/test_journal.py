@@ -329,3 +329,19 @@ def test_work_on_another_root_that_does_not_say_which_is_damage() -> None:
     known = {**begin, "name": "initial", "path": "@", "directory": "/mnt"}
     entries, _ = journal.parse(wire.line(known), "1")
     assert entries is not None
+
+
+def test_a_first_move_that_fails_leaves_a_transaction_closed_and_the_next_one_says_why(state: Path) -> None:
+    opened = begin(state)
+    (state / "history").rmdir()
+    (state / "history").touch()
+    opened.close("committed", 0)
+    (found,) = journal.open_journals(state)
+    assert isinstance(found, Journal) and found.entries.last("end") is not None
+    with pytest.raises(OSError, match="closed"):
+        found.close("committed", 0)
+    (state / "history").unlink()
+    (state / "history").mkdir()
+    found.close("committed", 0)
+    assert list(journal.open_journals(state)) == []
+    assert journal.read(state, opened.entries.ident).last("end") == {"kind": "end", "outcome": "committed", "exit": 0}
