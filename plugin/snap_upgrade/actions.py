@@ -277,11 +277,18 @@ def promote(step: Promote, machine: Machine, good: str, failed: str) -> None:
         raise NeedsPerson(f"the record of {step.failed} is gone", "snap-upgrade status")
     # What the user said of the environment stays with its name; once the failed one lost the name, that is done.
     kept = {} if old.record.name != step.failed else {
-        "pinned": old.record.pinned, "description": old.record.description, "adopted": old.record.adopted}  # fmt: skip
+        "pinned": old.record.pinned, "description": old.record.description, "adopted": old.record.adopted,
+        "lived": old.record.lived}  # fmt: skip
     machine.records.update(new.record, name=step.failed, state=State.READY, path=new.volume.path, **kept)
     failpoint.reach("action.promote.recorded")
     machine.records.update(
-        old.record, name=step.good, state=State.FAILED, path=old.volume.path, pinned=False, adopted=False
+        old.record,
+        name=step.good,
+        state=State.FAILED,
+        path=old.volume.path,
+        pinned=False,
+        adopted=False,
+        lived=False,
     )
     failpoint.reach("action.promote.recorded")
     move_nested(machine, old.volume, new.volume)

@@ -47,29 +47,36 @@ def silent(event: Event) -> None:
 
 
 def adopt(machine: Machine) -> Owned:
-    """Return the running environment; record it, as not made by us, if it has no record yet."""
+    """Return the running environment; record it, as not made by us, if it has no record yet.
+
+    One that we made is recorded as lived in: from now on it may hold what exists nowhere else.
+    """
     running = machine.storage.layout().running
     inventory = machine.inventory()
     found = inventory.by_uuid(running.uuid)
     if found is not None:
-        return found
+        is_told = found.record.lived or found.record.adopted
+        return found if is_told or machine.root != Path("/") else _as_lived(machine, found)
     name = names.fresh_name("initial", inventory.names())
-    record = Record(
-        uuid=running.uuid,
-        kind=Kind.ENVIRONMENT,
-        name=name,
-        path=running.path,
-        created=time.time(),
-        origin=None,
-        transaction=None,
-        state=State.READY,
-        adopted=True,
-    )
+    now = time.time()
+    record = Record(running.uuid, Kind.ENVIRONMENT, name, running.path, now, None, None, State.READY, adopted=True)
+    _write(machine, record)
+    return machine.inventory().find(name)
+
+
+def _as_lived(machine: Machine, owned: Owned) -> Owned:
+    record = replace(owned.record, lived=True)
+    _write(machine, record)
+    return replace(owned, record=record)
+
+
+def _write(machine: Machine, record: Record) -> None:
     try:
         machine.records.write(record)
     except OSError as error:
-        raise errors.Refused(f"{name} cannot be recorded: {error}; nothing was changed", error_hint(error)) from error
-    return machine.inventory().find(name)
+        raise errors.Refused(
+            f"{record.name} cannot be recorded: {error}; nothing was changed", error_hint(error)
+        ) from error
 
 
 def require_layout(machine: Machine) -> None:

@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from snap_upgrade import journal, nested, records
+from snap_upgrade import journal, lineage, nested, records
 from snap_upgrade.actions import POINTER, Machine
 from snap_upgrade.core import errors, names, plan, retention
-from snap_upgrade.core.model import Kind, Record, State
+from snap_upgrade.core.model import Kind, Method, Record, State
 from snap_upgrade.core.retention import Choice, Protection
 from snap_upgrade.core.steps import (
     Activate,
@@ -96,7 +96,13 @@ def protection(machine: Machine, inventory: Inventory) -> Protection:
         default=default_uuid(machine),
         mounted=mounted,
         journals=frozenset(named),
+        elsewhere=frozenset(owned.record.uuid for owned in inventory.owned if _lies_elsewhere(owned)),
     )
+
+
+def _lies_elsewhere(owned: Owned) -> bool:
+    is_ours = owned.volume.path.startswith(f"{plan.ENVIRONMENTS}/")
+    return owned.record.kind is Kind.ENVIRONMENT and not is_ours
 
 
 def find_environment(inventory: Inventory, name: str) -> Owned:
@@ -228,31 +234,62 @@ def plan_rollback(machine: Machine, inventory: Inventory, which: str) -> list[St
         raise errors.Refused(_UNKNOWN_NEXT, "snap-upgrade cancel")
     if which not in {"", "last"} and not which.isdecimal():
         return plan_activate(machine, inventory, which, False)
-    ident = which if which.isdecimal() else _last_restorable(inventory)
+    ident = which if which.isdecimal() else _last_restorable(machine, inventory)
+    _require_own(machine, inventory, previous.record.uuid, ident)
     name = plan.way_back_name(ident)
     known = {owned.record.name: owned for owned in inventory.owned}
     if name in known and previous.record.name == name:
         raise errors.NothingToDo(f"{name} boots next already")
-    if name in known and _was_used(known[name]) and plan.snapshot_name(ident) in known:
-        name = names.fresh_name(name, inventory.names())  # what was booted or written to is no longer the state before
+    is_lost = name in inventory.names() and (name not in known or _was_used(machine, known[name]))
+    if is_lost and plan.snapshot_name(ident) in known:
+        # What was booted or written to is no longer the state before, and what somebody deleted is none.
+        name = names.fresh_name(name, inventory.names())
     has_clone = name in known
     if not has_clone:
         inventory.find(plan.snapshot_name(ident))
     return plan.rollback(ident, name, has_clone, previous.record.name, _return_name(machine, inventory))
 
 
-def _was_used(owned: Owned) -> bool:
-    """Whether anything was written in the volume since it was made."""
-    return owned.volume.generation > owned.volume.created_generation
+def _require_own(machine: Machine, inventory: Inventory, following: str, ident: str) -> None:
+    """Raise Refused if *ident* worked on another system than the one that runs or the one that boots next."""
+    owner = lineage.worked_on(machine.state, inventory, ident)
+    running = machine.storage.layout().running.uuid
+    own = [lineage.line(machine.state, inventory, uuid) for uuid in (running, following)]
+    if owner is None or any(owner in one for one in own):
+        return
+    everything = (*(owned.record for owned in inventory.owned), *inventory.missing)
+    whose = next((record.name for record in everything if record.uuid == owner), "an environment that is gone")
+    way_back = plan.way_back_name(ident)
+    is_there = any(owned.record.name == way_back for owned in inventory.owned)
+    raise errors.Refused(
+        f"transaction {ident} worked on {whose}, which is neither what runs or boots next nor what that came from; "
+        "nothing was changed",
+        f"snap-upgrade activate {way_back}" if is_there else f"snap-upgrade history {ident}",
+    )
 
 
-def _last_restorable(inventory: Inventory) -> str:
+def _was_used(machine: Machine, owned: Owned) -> bool:
+    """Whether the environment was booted, or anything was written in it since it was made."""
+    machine.storage.sync()  # until then a write shows nowhere
+    volume = machine.storage.volumes()[owned.record.uuid]
+    return owned.record.lived or volume.generation > volume.created_generation
+
+
+def _last_restorable(machine: Machine, inventory: Inventory) -> str:
+    """Return the newest transaction in the past of what runs, not in that of another system on the same disk."""
+    own = lineage.line(machine.state, inventory, machine.storage.layout().running.uuid)
+
+    def is_own(ident: str) -> bool:
+        owner = lineage.worked_on(machine.state, inventory, ident)
+        return owner in own and int(ident) <= own[owner]
+
     snapshots = {
         int(owned.record.transaction)
         for owned in inventory.owned
         if owned.record.transaction
         and owned.record.name
         in {plan.snapshot_name(owned.record.transaction), plan.way_back_name(owned.record.transaction)}
+        and is_own(owned.record.transaction)
     }
     if not snapshots:
         raise errors.NotFound("there is no transaction to go back before", "snap-upgrade history")
@@ -262,7 +299,7 @@ def _last_restorable(inventory: Inventory) -> str:
 def plan_cancel(machine: Machine, inventory: Inventory) -> list[Step]:
     """Let the running environment boot next again, and destroy the pending one if an image-update made it.
 
-    What is kept as a way back, what the user made and what is pinned stays.
+    What is kept as a way back, what the user made, used or gave a name, and what is pinned stays.
     """
     running = _running(machine, inventory)
     following = machine.storage.boots_next()
@@ -271,23 +308,41 @@ def plan_cancel(machine: Machine, inventory: Inventory) -> list[Step]:
     pending = inventory.by_uuid(following.uuid) if following else None
     previous = pending.record.name if pending else ""
     steps: list[Step] = [Activate(running.record.name, previous, "", _return_name(machine, inventory))]
-    if pending is None or not _is_from_update(machine, pending.record):
+    if pending is None or why_cancel_keeps(machine, inventory, pending):
         return steps
-    kept = replace(protection(machine, inventory), next=running.record.uuid, default=running.record.uuid)
-    is_loose = not pending.record.adopted and retention.why_kept(pending.record, kept) is None
-    if is_loose:
-        steps.append(Destroy(pending.record.name))
-        snapshot = plan.snapshot_name(str(pending.record.transaction))
-        if any(owned.record.name == snapshot for owned in inventory.owned):
-            steps.append(Destroy(snapshot))
+    steps.append(Destroy(pending.record.name))
+    snapshot = plan.snapshot_name(str(pending.record.transaction))
+    if any(owned.record.name == snapshot for owned in inventory.owned):
+        steps.append(Destroy(snapshot))
     return steps
 
 
-def _is_from_update(machine: Machine, record: Record) -> bool:
+def why_cancel_keeps(machine: Machine, inventory: Inventory, pending: Owned) -> str | None:
+    """Return why *pending* is more than an image-update that nobody has used yet, or None."""
+    record, running = pending.record, _running(machine, inventory).record.uuid
+    given = _name_from_update(machine, record)
+    layout = machine.storage.layout()
+    # What boots next by an exchange lies at the place that boots, and comes back to our folder with the exchange.
+    is_in_place = layout.method is Method.EXCHANGE and pending.volume.path == layout.boot_path
+    kept = replace(protection(machine, inventory), next=running, default=running)
+    reasons = (
+        (given is None, "no image-update made it"),
+        (record.adopted, "it was there before snap-upgrade"),
+        (record.lived, retention.LIVED),
+        (given != record.name, "you gave it a name"),
+        (not record.description.startswith(plan.UPDATE_TEXT), "you described it"),
+        (record.uuid in kept.elsewhere and not is_in_place, f"it lies at {pending.volume.path or 'the top level'}"),
+    )
+    return next((why for holds, why in reasons if holds), None) or retention.why_kept(record, kept)
+
+
+def _name_from_update(machine: Machine, record: Record) -> str | None:
+    """Return how the image-update that made *record* called it, None if none did."""
     try:
-        return record.transaction is not None and journal.read(machine.state, record.transaction).flow == "image-update"
+        entries = journal.read(machine.state, record.transaction or "")
     except (errors.NotFound, errors.StateDamaged):
-        return False  # nobody can say who made it: it stays
+        return None  # nobody can say who made it: it stays
+    return str(entries.begin.get("name")) if entries.flow == "image-update" else None
 
 
 def choose_prune(machine: Machine, inventory: Inventory) -> list[Choice]:
@@ -467,6 +522,7 @@ def summary(record: Record) -> dict[str, Any]:
         "state": record.state.value,
         "adopted": record.adopted,
         "pinned": record.pinned,
+        "lived": record.lived,
         "description": record.description,
         "path": record.path,
     }

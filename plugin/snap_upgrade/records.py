@@ -46,8 +46,8 @@ def _record(data: dict[str, Any]) -> Record:
     texts = [data.get(key) for key in ("uuid", "name", "path")]
     if not all(isinstance(text, str) for text in texts) or not all(texts[:2]):
         raise ValueError("uuid, name or path is missing")
-    if not all(isinstance(data.get(key, False), bool) for key in ("adopted", "pinned")):
-        raise ValueError("adopted or pinned is neither true nor false")
+    if not all(isinstance(data.get(key, False), bool) for key in ("adopted", "pinned", "lived")):
+        raise ValueError("adopted, pinned or lived is neither true nor false")
     # A part's name holds the path inside its environment; any other is a path component, and is used as one.
     problem = None if data.get("kind") == Kind.PART.value else name_problem(data["name"])
     if problem:
@@ -65,6 +65,7 @@ def _record(data: dict[str, Any]) -> Record:
             adopted=bool(data.get("adopted", False)),
             pinned=bool(data.get("pinned", False)),
             description=str(data.get("description", "")),
+            lived=bool(data.get("lived", False)),
         )
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"a field has no meaning ({error})") from error

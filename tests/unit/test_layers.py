@@ -20,13 +20,25 @@ ALLOWED: dict[str, set[str]] = {
     **{part: {"core", "system"} for part in MIDDLE},
     "housekeeping": {"core", "system", "journal"},
     "nested": {"core", "system", *MIDDLE},
+    "lineage": {"core", "system", "journal", "records"},
     "actions": {"core", "system", "nested", *MIDDLE},
     "engine": {"core", "system", "actions", "housekeeping", *MIDDLE},
     "flows": {"core", "system", "actions", "engine", *MIDDLE},
-    "manage": {"core", "system", "nested", "actions", "engine", "flows", *MIDDLE},
+    "manage": {"core", "system", "nested", "lineage", "actions", "engine", "flows", *MIDDLE},
     "detect": {"core", "system", "actions", "engine", "flows", "manage", *MIDDLE},
     "cli": {"core", "system", "nested", "actions", "engine", "flows", "manage", "detect", "version", *MIDDLE},
-    "cli.health": {"core", "system", "nested", "engine", "manage", "detect", "cli", "hook", *MIDDLE},  # its settings
+    "cli.health": {
+        "core",
+        "system",
+        "nested",
+        "lineage",
+        "engine",
+        "manage",
+        "detect",
+        "cli",
+        "hook",
+        *MIDDLE,
+    },  # its settings
     "hook": {"core", "system"},
     "hook.layout": {"core", "system", "storage"},  # once a boot, to decide as the commands do
     "__main__": {"cli"},

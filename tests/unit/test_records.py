@@ -164,3 +164,13 @@ def test_dropping_twice_is_fine(state: Path) -> None:
     store.drop(UUID)
     store.drop(UUID)
     assert store.read() == ([], [])
+
+
+def test_a_record_from_before_lives_were_written_down_was_not_lived_in() -> None:
+    made = Record(UUID, Kind.ENVIRONMENT, "new", "p", 1.0, None, "7", State.READY, lived=True)
+    assert records.decode(records.encode(made)).lived
+    data = json.loads(records.encode(made))
+    del data["lived"]
+    assert not records.decode(json.dumps(data).encode()).lived
+    with pytest.raises(ValueError, match="lived"):
+        records.decode(json.dumps({**data, "lived": "yes"}).encode())

@@ -23,12 +23,13 @@ def record(uuid: str, kind: Kind = Kind.SNAPSHOT, **changes: object) -> Record:
 
 kinds = st.sampled_from([Kind.SNAPSHOT, Kind.ENVIRONMENT])
 drawn = st.builds(
-    lambda kind, created, state, adopted, pinned: record(
-        "x", kind, created=created, state=state, adopted=adopted, pinned=pinned
+    lambda kind, created, state, adopted, pinned, lived: record(
+        "x", kind, created=created, state=state, adopted=adopted, pinned=pinned, lived=lived
     ),
     kinds,
     st.floats(NOW - 1e6, NOW + 1e6),
     st.sampled_from(State),
+    st.sampled_from([False, False, True]),
     st.sampled_from([False, False, True]),
     st.sampled_from([False, False, True]),
 )
@@ -38,7 +39,7 @@ lists = st.lists(drawn, max_size=14).map(
 uuids = st.sampled_from([None, *(f"u{n}" for n in range(14))])
 some = st.frozensets(st.sampled_from([f"u{n}" for n in range(14)]), max_size=4)
 protections = st.builds(
-    Protection, uuids, uuids, uuids, some, some.map(lambda found: frozenset(f"name-{uuid}" for uuid in found))
+    Protection, uuids, uuids, uuids, some, some.map(lambda found: frozenset(f"name-{uuid}" for uuid in found)), some
 )
 limits = st.builds(Limits, st.integers(0, 6), st.integers(0, 6), st.just(100))
 
@@ -56,6 +57,8 @@ def test_what_must_stay_stays_whatever_the_clock_says(
         if one.uuid in pruned:
             assert not one.pinned
             assert not one.adopted
+            assert not one.lived
+            assert one.uuid not in protection.elsewhere
             assert one.state is not State.BUILDING
             assert one.uuid not in {protection.running, protection.next, protection.default}
             assert one.uuid not in protection.mounted
@@ -116,6 +119,8 @@ def test_every_record_has_one_fate_and_a_reason_and_pruning_twice_changes_nothin
         (Protection(journals=frozenset({"name-a"})), {}, "open transaction"),
         (Protection(), {"pinned": True}, "pinned"),
         (Protection(), {"adopted": True}, "before snap-upgrade"),
+        (Protection(), {"lived": True}, "was booted"),
+        (Protection(elsewhere=frozenset({"a"})), {}, "outside of .snap-upgrade/be"),
         (Protection(), {"state": State.BUILDING}, "being built"),
         (Protection(), {"created": NOW - 60}, "younger"),
         (Protection(), {"description": ""}, "you made it"),

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snap_upgrade import manage
+from snap_upgrade import journal, manage
 from snap_upgrade.actions import MOUNTS, make_mount_place
 from snap_upgrade.cli.output import columns, local_time, plural
 from snap_upgrade.cli.parser import PROGRAM
@@ -81,10 +81,10 @@ def run_rollback(session: Session) -> int:
             what = f"there is no transaction {which} that can be gone back before"
             raise errors.NotFound(what, "snap-upgrade list -a") from error
 
-    return _activated(session, session.do("rollback", planner))
+    return _activated(session, session.do("rollback", planner), is_before=which in {"", "last"} or which.isdecimal())
 
 
-def _activated(session: Session, steps: list[Step]) -> int:
+def _activated(session: Session, steps: list[Step], is_before: bool = False) -> int:
     if session.is_dry_run:
         return errors.EXIT_DONE
     step = next(step for step in steps if isinstance(step, Activate))
@@ -96,7 +96,18 @@ def _activated(session: Session, steps: list[Step]) -> int:
             f"made to boot after it, and if it does not come up, {step.name} boots again; what runs now stays until "
             "the reboot"
         )
+    text += _before_what(machine, step.name) if is_before else ""
     return session.finish(text + _drift(machine, step.name), "snap-upgrade cancel", **_done(steps))
+
+
+def _before_what(machine: Machine, name: str) -> str:
+    """Return what the transaction was that the environment *name* comes before, as the rest of a sentence."""
+    ident = name.split("-")[1]
+    try:
+        command = str(journal.read(machine.state, ident).begin.get("command") or "")
+    except (errors.NotFound, errors.StateDamaged):
+        return ""
+    return f"; transaction {ident} was: {shown(command)}" if command else ""
 
 
 def _replaced(machine: Machine, step: Activate) -> str:
@@ -138,7 +149,16 @@ def run_cancel(session: Session) -> int:
     activated = next(step for step in steps if isinstance(step, Activate))
     gone = [step.name for step in steps if isinstance(step, Destroy)]
     text = f"{activated.name}, which is running, boots next"
-    return session.finish(text + (f"; destroyed {', '.join(gone)}" if gone else ""), **_done(steps))
+    text += f"; destroyed {', '.join(gone)}" if gone else _why_kept(session.machine(), activated.previous)
+    return session.finish(text, **_done(steps))
+
+
+def _why_kept(machine: Machine, name: str) -> str:
+    """Return that *name*, which was pending, is still there and why, as the rest of a sentence."""
+    inventory = manage.survey(machine)
+    pending = next((owned for owned in inventory.owned if owned.record.name == name), None)
+    why = manage.why_cancel_keeps(machine, inventory, pending) if pending else None
+    return f"; {name} is kept: {why}" if why else ""
 
 
 def run_mount(session: Session) -> int:

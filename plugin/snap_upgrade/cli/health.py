@@ -11,7 +11,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snap_upgrade import journal, manage, nested
+from snap_upgrade import journal, lineage, manage, nested
 from snap_upgrade.cli.history import flow_name
 from snap_upgrade.core import errors
 from snap_upgrade.core.layout import look
@@ -45,6 +45,7 @@ def problems(machine: Machine, inventory: Inventory) -> list[Problem]:
         *_version(machine),
         *_layout(machine),
         *_next(machine, inventory),
+        *_outdated(machine, inventory),
         *_journals(machine),
         *inventory.problems,
         *_pointer(machine),
@@ -101,6 +102,19 @@ def _next(machine: Machine, inventory: Inventory) -> list[Problem]:
         what = f"what boots next, the volume {following.path or 'of the top level'}, is not an environment of ours"
         return [Problem(what, "snap-upgrade cancel", WARNING)]
     return []
+
+
+def _outdated(machine: Machine, inventory: Inventory) -> list[Problem]:
+    """Return that the pending image-update lacks what was changed here after it was made: it would seem lost."""
+    running, following = machine.storage.layout().running.uuid, machine.storage.boots_next()
+    pending = inventory.by_uuid(following.uuid) if following and following.uuid != running else None
+    later = lineage.missed(machine.state, inventory, pending.record, running) if pending else []
+    if pending is None or not later:
+        return []
+    what = f"transaction{'s' if len(later) > 1 else ''} {', '.join(later)}"
+    text = f"{pending.record.name} boots next and was made before {what}: what that changed is not in it"
+    # The next image-update goes on from the pending one, and would lack it too; a fresh one goes on from what runs.
+    return [Problem(text, "snap-upgrade image-update --fresh", WARNING)]
 
 
 def _journals(machine: Machine) -> list[Problem]:

@@ -6,6 +6,7 @@ keeps the machine from coming up: it is told, and the exit code is honest.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,9 @@ def run_recover(session: Session) -> int:
         return _preview(session, machine)
     engine = Engine(machine)
     with engine.exclusive(session.command):
+        if is_boot:
+            with suppress(errors.SnapUpgradeError, OSError):  # tried again after the recovery, and then told
+                flows.adopt(machine)  # first: what runs is lived in, whatever the recovery comes to
         done = flows.recover(machine, engine)
         damaged = [found for found in journal.open_journals(machine.state) if isinstance(found, errors.StateDamaged)]
         steps = _after_boot(session, machine, engine) if is_boot else []

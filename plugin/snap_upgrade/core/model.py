@@ -39,7 +39,8 @@ class Volume:
     """One subvolume or dataset, as the storage sees it now.
 
     *path* is relative to the top level; *ident* is the storage's own number (btrfs: subvolume id);
-    *generation* grows with every change and never goes back (btrfs: transaction id).
+    *generation* grows with every write inside and never goes back (btrfs: ctransid; its generation moves as well when a
+    snapshot of the volume is taken). It is beyond *created_generation* once something was written.
     """
 
     uuid: str
@@ -54,7 +55,7 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What we know about a volume of ours. *created* is seconds since the epoch."""
+    """What we know about a volume of ours. *created* is seconds since the epoch; *lived*: it was booted."""
 
     uuid: str
     kind: Kind
@@ -67,6 +68,7 @@ class Record:
     adopted: bool = False
     pinned: bool = False
     description: str = ""
+    lived: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from snap_upgrade.core.steps import (
 )
 
 STATE = ".snap-upgrade"
+ENVIRONMENTS = f"{STATE}/be"
 PARTS = ".parts"  # of the folder beside a snapshot: snapshots of what was nested in it
 WAY_BACK_TEXT = "the system before transaction "
 UPDATE_TEXT = "updated from "
@@ -63,7 +64,7 @@ def part_of(path: str) -> str:
 
 def clone_path(name: str) -> str:
     """Return where the environment *name* lies when it is made."""
-    return f"{STATE}/be/{name}"
+    return f"{ENVIRONMENTS}/{name}"
 
 
 def way_back_name(ident: str) -> str:

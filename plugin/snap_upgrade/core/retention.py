@@ -9,18 +9,25 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from snap_upgrade.core.model import Kind, Record, State
-from snap_upgrade.core.plan import UPDATE_TEXT, WAY_BACK_TEXT
+from snap_upgrade.core.plan import ENVIRONMENTS, UPDATE_TEXT, WAY_BACK_TEXT
+
+LIVED = "it was booted and may hold what you wrote"
+_BY_NAME = "only its name, typed by you, destroys it"
 
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """What must never be destroyed, by uuid; *journals* are the names that open journals speak of."""
+    """What must never be destroyed, by uuid; *journals* are the names that open journals speak of.
+
+    *elsewhere* lie outside of our folder of environments: another system on this disk may boot from there.
+    """
 
     running: str | None = None
     next: str | None = None
     default: str | None = None
     mounted: frozenset[str] = frozenset()
     journals: frozenset[str] = frozenset()
+    elsewhere: frozenset[str] = frozenset()
 
 
 def why_kept(record: Record, protection: Protection) -> str | None:
@@ -87,7 +94,11 @@ def _fixed(record: Record, protection: Protection, limits: Limits, now: float) -
     if why:
         return why
     if record.adopted:
-        return "it was there before snap-upgrade; only its name, typed by you, destroys it"
+        return f"it was there before snap-upgrade; {_BY_NAME}"
+    if record.lived:
+        return f"{LIVED}; {_BY_NAME}"
+    if record.uuid in protection.elsewhere:
+        return f"it lies outside of {ENVIRONMENTS}, where another system may boot it; {_BY_NAME}"
     if record.state is State.BUILDING:
         return "it is being built"
     if 0 <= now - record.created < limits.min_age_s:
