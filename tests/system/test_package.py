@@ -5,6 +5,7 @@ The one rule: whatever happens to the package, apt works afterwards; and what st
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -91,9 +92,15 @@ def apt_works(m: Machine) -> None:
     m.run(["apt-get", "purge", "-y", "probe"])
 
 
+def commands_in(said: Result) -> list[str]:
+    """Return the commands that a removal tells; apt has dpkg write to a terminal, hence the carriage returns."""
+    return re.findall(r"^    (\S.*?)\r?$", said.output.partition("snap-upgrade is removed. These")[2], re.MULTILINE)
+
+
 def paths_in(said: Result) -> set[str]:
-    """Return the paths that a removal lists; apt has dpkg write to a terminal, hence the carriage returns."""
-    return set(re.findall(r"^ +(\.snap-upgrade/.+?)\r?$", said.output, re.MULTILINE))
+    """Return the volumes that a removal tells how to delete."""
+    words = [shlex.split(line) for line in commands_in(said) if line.startswith("btrfs subvolume delete ")]
+    return {word.removeprefix("/mnt/") for *_, word in words}
 
 
 def test_lintian_of_debian_has_nothing_to_say(debs: tuple[Path, Path]) -> None:
@@ -178,7 +185,7 @@ def test_after_removal_apt_works_and_what_stays_is_said(release: str, debs: tupl
 def test_after_a_purge_only_environments_stay_and_are_said(
     release: str, debs: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    with installed(tmp_path, debs, release) as m:
+    with installed(tmp_path, debs, release, ("btrfs-progs",)) as m:
         purge = m.run(["apt-get", "purge", "-y", "snap-upgrade"])
         assert purge.output.count("snap-upgrade is removed. These") == 1
         assert left_behind(m) == []
@@ -190,10 +197,48 @@ def test_after_a_purge_only_environments_stay_and_are_said(
 
 
 def follow_the_instructions(m: Machine, said: Result) -> None:
-    """Do by hand what the removal said; the program btrfs itself refuses the descriptor paths of the laboratory."""
-    for path in paths_in(said):
-        btrfsutil.delete_subvolume(str(m.top / path))
-    subprocess.run(["rm", "-rf", "--one-file-system", str(m.top / ".snap-upgrade")], check=True)
+    """Do by hand what the removal said, to the letter."""
+    mount, *delete, umount = commands_in(said)
+    (rest,) = re.findall("'(rm -rf .+)' when none is left", said.output)
+    m.run(["sh", "-exc", "\n".join([mount, *delete, rest, umount])])
+
+
+def test_what_is_nested_can_be_deleted_as_the_removal_says(debs: tuple[Path, Path], tmp_path: Path) -> None:
+    with installed(tmp_path, debs, extra=("btrfs-progs",)) as m:
+        for name in ("one", "two"):
+            btrfsutil.create_subvolume(str(m.path(f"/srv/{name}")))
+        m.path("/etc/snap-upgrade.conf").write_text("clone_nested = srv/one srv/two\n")
+        apt_works(m)
+        m.run(["snap-upgrade", "create", "mine"])
+        mine = m.top / ".snap-upgrade/be/mine"
+        (mine / "opt/deep/er").mkdir(parents=True)
+        btrfsutil.create_subvolume(str(mine / "opt/deep/er/it's a name"))
+        forged = mine / "x\n    rm -rf '\nmnt"
+        btrfsutil.create_subvolume(str(forged))
+        removal = m.run(["apt-get", "remove", "-y", "snap-upgrade"])
+        settle(m)
+        assert {line.split()[0] for line in commands_in(removal)} == {"mount", "btrfs", "umount"}
+        there = {path for path in m.subvolumes() if re.match(r"\.snap-upgrade/(be|snap)/[^\n]+$", path)}
+        assert paths_in(removal) == there
+        assert len(there) == 3 * 3 + 4
+        forged.rmdir()
+        follow_the_instructions(m, removal)
+        assert not (m.top / ".snap-upgrade").exists()
+
+
+def test_the_removal_says_to_leave_what_runs(debs: tuple[Path, Path], tmp_path: Path) -> None:
+    with installed(tmp_path, debs) as m:
+        btrfsutil.create_subvolume(str(m.path("/srv/mine")))
+        m.run(["snap-upgrade", "create", "other"])
+        m.run(["snap-upgrade", "activate", "other"])
+        m.halt()
+        m._attach(m.image)
+        (m.top / "@").rename(m.top / "gone")
+        m.layout = Layout(".snap-upgrade/be/initial")
+        m.reboot()
+        removal = m.run(["apt-get", "remove", "-y", "snap-upgrade"])
+        assert "# /mnt/.snap-upgrade/be/initial is the running system" in " ".join(commands_in(removal))
+        assert not [path for path in paths_in(removal) if path.startswith(".snap-upgrade/be/initial")]
 
 
 def test_a_purge_with_nothing_left_takes_the_state_along(debs: tuple[Path, Path], tmp_path: Path) -> None:
