@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from snap_upgrade import actions, housekeeping, journal
@@ -59,6 +60,8 @@ Work = Callable[[], Outcome]
 Decide = Callable[[Entries, str], list[Step]]
 
 RECOVERY_PATIENCE_S = 30.0
+# What a front end of apt holds while it is at work. A daemon gives them up and lives on.
+_APT_LOCKS = (Path("/var/lib/dpkg/lock-frontend"), Path("/var/cache/apt/archives/lock"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +96,17 @@ def is_owner_alive(entries: Entries) -> bool:
         return False
     owner = entries.owner
     try:
-        return owner.pid > 0 and kernel.process_start(owner.pid) == owner.start
+        is_running = owner.pid > 0 and kernel.process_start(owner.pid) == owner.start
     except (FileNotFoundError, ProcessLookupError):
         return False
+    return is_running and not (_is_over(entries) and all(files.lock_pid(path) != owner.pid for path in _APT_LOCKS))
+
+
+def _is_over(entries: Entries) -> bool:
+    """Whether a front end that the hook found at work is done with its part: judged, or never let loose on packages."""
+    if entries.begin.get("front_end") in (None, "", "snap-upgrade"):
+        return False
+    return entries.last("verdict") is not None or 1 not in entries.numbers("started")
 
 
 def error_hint(error: Exception) -> str:
@@ -458,7 +469,7 @@ class Engine:
         match way:
             case Way.JUDGE:
                 if entries.last("verdict") is None:
-                    transaction.judge(judge(entries))
+                    transaction.judge(_judged(entries, judge))
                 verdict = str((entries.last("verdict") or {})["verdict"])
                 transaction.decide(decide(entries, verdict))
                 outcome = "committed"
@@ -474,6 +485,16 @@ class Engine:
                 outcome = "committed" if is_done else "undone"
         transaction.journal.close(outcome, 0)
         return _recovered(entries, outcome)
+
+
+def _judged(entries: Entries, judge: Callable[[Entries], Outcome]) -> Outcome:
+    try:
+        return judge(entries)
+    except NotFound as error:
+        raise NeedsPerson(
+            f"transaction {entries.ident} cannot be judged and stays open, what it began with is gone: {error}",
+            f"snap-upgrade recover --abandon {entries.ident}",
+        ) from error
 
 
 def _recovered(entries: Entries, outcome: str) -> Recovered:

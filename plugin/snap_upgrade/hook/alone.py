@@ -31,7 +31,7 @@ def judge(above: list[Ancestor], is_terminal: bool) -> str:
     starts = {one.pid: one.start for one in above}
     for number in state.numbers(folder, "journal"):
         known = state.lines(folder, str(number))
-        if known is None:
+        if known is None or closing.is_decided(known[0]) or not closing.is_whole(known[0]):
             continue
         begin = known[0][0]
         theirs = begin.get("owner") or {}

@@ -126,6 +126,12 @@ def is_decided(lines: list[dict[str, Any]]) -> bool:
     return any(line["kind"] in ("verdict", "decide", "end") for line in lines)
 
 
+def is_whole(lines: list[dict[str, Any]]) -> bool:
+    """Whether the snapshot is made and recorded, and nobody began to take it back."""
+    marks = {(line["kind"], line.get("step")) for line in lines}
+    return ("done", 0) in marks and ("started", 1) in marks and all(kind != "undoing" for kind, _ in marks)
+
+
 def _outlook(ident: str, result: verdict.Verdict) -> Judged:
     """Return what becomes of the transaction by its verdict and the settings."""
     if result.kind == verdict.UNCHANGED and not result.ran:

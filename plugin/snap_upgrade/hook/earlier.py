@@ -51,18 +51,12 @@ def settle(folder: int, root: int, above: list[Ancestor], front: Ancestor, entry
     has_locks = has_locks and owner.lock_holder(owner.DPKG_LOCK) in (0, front.pid)
     for ident, lines in list(_undecided(folder)):
         is_run = _is_above(lines, above) and _front_end(lines).startswith(owner.UNATTENDED)
-        if is_run and is_whole(lines):
+        if is_run and closing.is_whole(lines):
             state.append(folder, ident, entry)
             return True
         if is_run or has_locks or _is_above(lines, [front]):
             _end(folder, root, ident, lines)
     return False
-
-
-def is_whole(lines: list[dict[str, Any]]) -> bool:
-    """Whether the snapshot is made and recorded, and nobody began to take it back."""
-    marks = {(line["kind"], line.get("step")) for line in lines}
-    return ("done", 0) in marks and ("started", 1) in marks and all(kind != "undoing" for kind, _ in marks)
 
 
 def _undecided(folder: int) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -91,7 +85,7 @@ def _end(folder: int, root: int, ident: str, lines: list[dict[str, Any]]) -> Non
     is_ours = _front_end(lines) in OURS
     text = ""
     try:
-        if is_whole(lines):
+        if closing.is_whole(lines):
             judged = closing.finish_locked(folder, root, ident, may_close=not is_ours)
             text = "" if judged is None else closing.message(judged, False)
         elif not is_ours and all(line["kind"] != "request" for line in lines):

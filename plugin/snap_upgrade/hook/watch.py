@@ -69,9 +69,11 @@ def stop(watcher: int, front: Ancestor) -> None:
     _leave(address(front))
 
 
-def _leave(where: str) -> None:
+def _leave(where: str, socket: int = 0) -> None:
+    """Remove the socket at *where*, or nothing if it is not the inode *socket*: the next watcher listens there."""
     try:
-        os.unlink(where)
+        if not socket or os.stat(where).st_ino == socket:
+            os.unlink(where)
     except FileNotFoundError:
         pass  # the package was purged, and all in /run with it
 
@@ -106,6 +108,7 @@ def _watch(
     where: str,
 ) -> NoReturn:
     joins = name.startswith(owner.UNATTENDED)
+    socket = os.stat(where).st_ino
     poll = select.poll()
     poll.register(listener.fileno(), select.POLLIN)
     poll.register(process, select.POLLIN)
@@ -113,9 +116,10 @@ def _watch(
     idle = 0
     while True:
         ready = {fd for fd, _ in poll.poll(_LOOK_MS)}
+        if listener.fileno() in ready and not joins:
+            _leave(where, socket)  # before the answer: with that, apt's next operation may come and listen there
         if listener.fileno() in ready and _answer(folder, root, ident, listener, joins):
             is_over = True
-            _leave(where)
             listener.close()
             if state.lines(folder, ident) is None:
                 os._exit(0)  # closed
@@ -126,15 +130,15 @@ def _watch(
         idle = idle + 1 if not ready and not _is_at_work(front.pid) else 0
         if idle == 2:
             break
-    _wait_for_dpkg()
+    _wait_for_dpkg(front)
     try:
         judged = None if is_over else closing.finish(folder, root, ident)
     except _ERRORS as error:
         judged = None  # recover finds the same
         trouble.note(folder, WHO, ident, error)
     if not is_over:
-        _leave(where)
-    if (judged is None or judged.is_open) and _is_ours(folder, ident, front):
+        _leave(where, socket)
+    if (judged is None or judged.is_open) and _is_ours(folder, ident, front, process):
         log = trouble.open_log(folder)
         for fd in (1, 2):
             os.dup2(log, fd)
@@ -195,33 +199,42 @@ def _wait_for_release(front: Ancestor, process: int) -> None:
             poll.register(closing_of, select.POLLIN)
             poll.register(process, select.POLLIN)
             while owner.lock_holder(path) == front.pid and is_alive(front.pid, front.start):
-                if closing_of in {fd for fd, _ in poll.poll()}:
+                # Not for ever: a child of theirs may keep the file open, and then nothing tells of the lock's end.
+                if closing_of in {fd for fd, _ in poll.poll(_LOOK_MS)}:
                     os.read(closing_of, 4096)
         finally:
             os.close(closing_of)
 
 
-def _is_ours(folder: int, ident: str, front: Ancestor) -> bool:
-    """Whether recovery may close the transaction: its front end is gone, or is told to be done with it, on disk."""
-    if not is_alive(front.pid, front.start):
-        return True
-    lock = state.wait_for_lock(folder)
-    try:
-        known = state.lines(folder, ident)
-        if known is None or _is_at_work(front.pid) or not any(line["kind"] == "verdict" for line in known[0]):
+def _is_ours(folder: int, ident: str, front: Ancestor, process: int) -> bool:
+    """Whether recovery may close the transaction: its front end is gone, or is told to be done with it, on disk.
+
+    A front end that is at its next operation already is waited for.
+    """
+    while is_alive(front.pid, front.start):
+        lock = state.wait_for_lock(folder)
+        try:
+            known = state.lines(folder, ident)
+            if known is None or not any(line["kind"] == "verdict" for line in known[0]):
+                return False
+            if not _is_at_work(front.pid):
+                state.append(folder, ident, {"kind": "released"})
+                return True
+        except _ERRORS as error:
+            trouble.note(folder, WHO, ident, error)
             return False
-        state.append(folder, ident, {"kind": "released"})
-    except _ERRORS as error:
-        trouble.note(folder, WHO, ident, error)
-        return False
-    finally:
-        os.close(lock)
+        finally:
+            os.close(lock)
+        _wait_for_release(front, process)
     return True
 
 
-def _wait_for_dpkg() -> None:
-    """Return when no dpkg is at work: a killed apt leaves its dpkg running, or a script that hangs."""
-    while holder := owner.lock_holder(owner.DPKG_LOCK):
+def _wait_for_dpkg(front: Ancestor) -> None:
+    """Return when no dpkg is at work: a killed apt leaves its dpkg running, or a script that hangs.
+
+    *front* itself has that lock when it begins its next operation, and a daemon may outlive the lock by far.
+    """
+    while (holder := owner.lock_holder(owner.DPKG_LOCK)) not in (0, front.pid):
         try:
             process = kernel.pidfd_open(holder)
         except ProcessLookupError:
@@ -229,6 +242,6 @@ def _wait_for_dpkg() -> None:
         try:
             poll = select.poll()
             poll.register(process, select.POLLIN)
-            poll.poll()
+            poll.poll(_LOOK_MS)
         finally:
             os.close(process)

@@ -18,6 +18,7 @@ from snap_upgrade.system import failpoint, kernel
 
 TEMPORARY = ".new"
 RECOVERY = "snap-upgrade recover"
+HOOK = "the hook of "  # it takes a snapshot, and then apt works without the lock
 UNNAMED = "another snap-upgrade"  # it has the lock since an instant, and has not said who it is
 _POLL_S = 0.05
 _FLOCK = "@hhqqi4x"  # struct flock: type, whence, start, length, pid
@@ -112,15 +113,15 @@ def lock(path: Path, holder: str, patience_s: float = 0.0) -> int:
     """Lock the file *path* exclusively, write *holder* into it for those who find it taken, return the descriptor.
 
     Raises Locked if another process has it; a recovery is waited for up to *patience_s*: one is begun after every
-    failed operation, and the user who types the command that was printed must not be turned away by it. So is one who
-    has not said who it is: it has the lock since an instant, or is a hook that closes an operation.
+    failed operation, and the user who types the command that was printed must not be turned away by it. So is a hook,
+    which has it for an instant, and one who has not said who it is, as a hook that closes an operation.
     The lock ends with `unlock`, when the descriptor is closed, also by our death.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     deadline = time.monotonic() + patience_s
     try:
         while (other := _try_lock(descriptor)) is not None:
-            if not other.startswith((RECOVERY, UNNAMED)) or time.monotonic() > deadline:
+            if not other.startswith((RECOVERY, HOOK, UNNAMED)) or time.monotonic() > deadline:
                 raise Locked(f"{other} is at work", "wait until it is done, or look at 'snap-upgrade status'")
             time.sleep(_POLL_S)
         failpoint.reach("lock.taken")
@@ -149,20 +150,31 @@ def unlock(descriptor: int) -> None:
         os.close(descriptor)
 
 
-def lock_holder(path: Path) -> str:
-    """Return who holds a lock of record (POSIX or OFD) on the file *path*, empty if nobody does. It is not taken."""
+def lock_pid(path: Path) -> int:
+    """Return which process holds a lock of record (POSIX or OFD) on the file *path*: 0 for none, -1 for an unnamed one.
+
+    The lock is not taken.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
-        return ""
+        return 0
     try:
         asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
     finally:
         os.close(descriptor)
     if kind == fcntl.F_UNLCK:
+        return 0
+    return int(pid) or -1
+
+
+def lock_holder(path: Path) -> str:
+    """Return who holds a lock of record on the file *path*, empty if nobody does; see `lock_pid`."""
+    pid = lock_pid(path)
+    if pid == 0:
         return ""
-    if pid <= 0:
+    if pid < 0:
         return "another snap-upgrade"  # the lock of an open file names no process; those are ours
     try:
         return f"{Path(f'/proc/{pid}/comm').read_text(encoding='utf-8', errors='replace').strip()} (process {pid})"
