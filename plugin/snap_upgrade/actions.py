@@ -6,6 +6,7 @@ the very step that an open journal names, says is ours.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -13,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, assert_never
 
+from snap_upgrade import journal
 from snap_upgrade.boot import BootLoader
 from snap_upgrade.config import Config
-from snap_upgrade.core.errors import InternalError, NeedsPerson, NotFound, Refused
+from snap_upgrade.core.errors import InternalError, NeedsPerson, NotFound, Refused, StorageError
 from snap_upgrade.core.model import Kind, Record, State, Volume
 from snap_upgrade.core.names import shown
 from snap_upgrade.core.plan import STATE, clone_path
@@ -39,7 +41,7 @@ from snap_upgrade.nested import carry, clone_parts, destroy_parts, is_part, move
 from snap_upgrade.packages import PackageManager
 from snap_upgrade.records import Inventory, Records
 from snap_upgrade.storage import Storage
-from snap_upgrade.system import failpoint, files
+from snap_upgrade.system import failpoint, files, users
 
 POINTER = "pointer.json"
 MOUNTS = Path("/run/snap-upgrade/mnt")
@@ -84,7 +86,8 @@ def do(step: Step, machine: Machine, transaction: str) -> dict[str, Any]:
         case Promote():
             raise InternalError("a promotion needs the transaction's own memory: see promote()")
         case Destroy(name=name):
-            return destroy(machine, name)
+            who = users_of_failed(machine, machine.inventory(), name)
+            return {"in_use_by": who} if who else destroy(machine, name)
         case Rename():
             _rename(step, machine)
         case Describe():
@@ -98,7 +101,7 @@ def do(step: Step, machine: Machine, transaction: str) -> dict[str, Any]:
         case Unmount(name=name, target=target):
             uuid = machine.inventory().find(name).volume.uuid
             if Path(target) in machine.storage.mounted_at(uuid):
-                machine.storage.unmount(Path(target))
+                _unmount(machine, uuid, Path(target), lazy=_is_restore(machine, transaction))
         case CarryNested():
             carry(step, machine)
         case Packages():
@@ -106,6 +109,44 @@ def do(step: Step, machine: Machine, transaction: str) -> dict[str, Any]:
         case _:
             assert_never(step)
     return {}
+
+
+def _is_restore(machine: Machine, transaction: str) -> bool:
+    """Whether *transaction* works on a root at -R DIR: what failed there gives way, whoever stands in it."""
+    return journal.read(machine.state, transaction).flow == "alternate-root"
+
+
+def _unmount(machine: Machine, uuid: str, target: Path, lazy: bool) -> None:
+    try:
+        machine.storage.unmount(target, lazy)
+    except StorageError as error:
+        who = ", ".join(users_of(machine, uuid)) if error.errno == errno.EBUSY else ""
+        if not who:
+            raise
+        what = f"cannot unmount {target}: {who} use it; it is still mounted"
+        raise StorageError(what, errno.EBUSY, "let them leave it, then do this again") from error
+
+
+def users_of(machine: Machine, uuid: str) -> list[str]:
+    """Return the processes in the volume *uuid*, also where its mount is seen no more."""
+    with machine.storage.opened(uuid) as root:
+        return users.inside(os.stat(root).st_dev)
+
+
+def still_inside(machine: Machine, uuid: str) -> str:
+    """Return who is still in the failed environment *uuid*, if it is there, as the rest of a sentence."""
+    owned = machine.inventory().by_uuid(uuid)
+    who = users_of(machine, uuid) if owned else []
+    return f"; {', '.join(who)} is still in what failed, which is kept as {owned.record.name}" if owned and who else ""
+
+
+def users_of_failed(machine: Machine, inventory: Inventory, name: str) -> list[str]:
+    """Return who is in the failed environment *name*, which was unmounted under them.
+
+    It stays until they leave: no mount shows them any more, and Linux would destroy it under them.
+    """
+    uuids = (one.record.uuid for one in inventory.owned if one.record.name == name and one.record.state is State.FAILED)
+    return [who for uuid in uuids for who in users_of(machine, uuid)]
 
 
 def make_mount_place(target: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from snap_upgrade import config, journal
-from snap_upgrade.actions import MOUNTS, Machine
+from snap_upgrade.actions import MOUNTS, Machine, still_inside
 from snap_upgrade.core import errors, names, plan
 from snap_upgrade.core.model import Kind, Method, Record, State
 from snap_upgrade.core.packages import Event, Outcome, Report, Request, Root
@@ -590,6 +590,6 @@ def _finish_alternate(
         )
     raise errors.FailedRestored(
         f"{command} failed: {'; '.join(outcome.reasons) or outcome.verdict}; {owned.record.name} at "
-        f"{machine.root} is the clone of the snapshot taken before",
+        f"{machine.root} is the clone of the snapshot taken before{still_inside(machine, owned.record.uuid)}",
         f"snap-upgrade history {transaction.ident}",
     )

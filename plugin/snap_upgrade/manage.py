@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from snap_upgrade import journal, lineage, nested, records
-from snap_upgrade.actions import POINTER, Machine
+from snap_upgrade.actions import POINTER, Machine, users_of_failed
 from snap_upgrade.core import errors, names, plan, retention
 from snap_upgrade.core.model import Kind, Method, Record, State
 from snap_upgrade.core.retention import Choice, Protection
@@ -94,10 +94,16 @@ def protection(machine: Machine, inventory: Inventory) -> Protection:
         running=machine.storage.layout().running.uuid,
         next=following.uuid if following else None,
         default=default_uuid(machine),
-        mounted=mounted,
+        mounted=mounted | _unseen(machine, inventory),
         journals=frozenset(named),
         elsewhere=frozenset(owned.record.uuid for owned in inventory.owned if _lies_elsewhere(owned)),
     )
+
+
+def _unseen(machine: Machine, inventory: Inventory) -> set[str]:
+    """Return the failed environments that were unmounted under processes which are still in them."""
+    failed = [owned.record for owned in inventory.owned if owned.record.state is State.FAILED]
+    return {record.uuid for record in failed if users_of_failed(machine, inventory, record.name)}
 
 
 def _lies_elsewhere(owned: Owned) -> bool:
@@ -150,6 +156,8 @@ def plan_destroy(machine: Machine, inventory: Inventory, wanted: Sequence[str]) 
             raise errors.Refused(
                 f"{name} is the top level of the file system, which holds everything else, and cannot be destroyed"
             )
+        if who := users_of_failed(machine, inventory, name):
+            raise errors.Refused(f"{name} is not destroyed: {', '.join(who)} is still in it", "let it leave first")
         why = retention.why_kept(owned.record, kept)
         if why:
             raise errors.Refused(f"{name} is not destroyed: {why}", "activate another, unpin, unmount or recover first")

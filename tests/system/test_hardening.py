@@ -100,3 +100,27 @@ def test_the_proposal_is_out_of_reach_as_apt_leaves_it(m: Machine) -> None:
     assert m.run(["/usr/bin/python3", "-IS", "-c", AS_NOBODY + REACH, f"{place}/usr/bin"]).stdout == "kept out\n"
     su(m, "unmount", "before-1")
     assert not m.live(place).exists()
+
+
+def test_a_shell_in_a_root_that_fails_does_not_hold_up_the_machine(m: Machine) -> None:
+    su(m, "create", "other")
+    su(m, "mount", "other", "/mnt")
+    m.run(["mkfifo", "/run/gate"])
+    shell = m.popen(["sh", "-c", "cd /mnt && touch /run/in && exec cat /run/gate"])
+    m.wait_for_file("/run/in")
+    told = su(m, "-R", "/mnt", "install", "-y", "bad", code=6).stderr
+    rows = names(m)
+    (kept,) = (name for name, row in rows.items() if row["state"] == "failed")
+    assert f"is still in what failed, which is kept as {kept}" in told
+    assert "cat (process " in told
+    assert rows["other"]["mountpoints"] == ["/mnt"]
+    assert not m.live("/mnt/var/lib/dpkg/info/bad.list").exists()
+    su(m, "create", "more")
+    refused = su(m, "destroy", "-y", kept, code=3).stderr
+    assert "cat (process " in refused
+    assert kept in names(m)
+    su(m, "status")
+    m.live("/run/gate").write_text("leave")
+    shell.wait(timeout=20)
+    su(m, "destroy", "-y", kept)
+    assert kept not in names(m)

@@ -76,8 +76,9 @@ class Storage(Protocol):
         """Mount the volume at *target* where everybody sees it."""
         ...
 
-    def unmount(self, target: Path) -> None:
-        """Unmount what is mounted at *target*."""
+    def unmount(self, target: Path, lazy: bool = False) -> None:
+        """Unmount what is mounted at *target*; EBUSY if it is in use. If *lazy*, processes in it do not hinder that:
+        they stay where they are, unseen, so that whoever destroys the volume asks for them first."""
         ...
 
     def mounted_at(self, uuid: str) -> list[Path]:

@@ -476,15 +476,19 @@ class BtrfsStorage:
                 raise StorageError(f"cannot mount {shown} at {target}: {present.source} is mounted there", errno.EBUSY)
             mounts.attach_volume(self._device, volume.ident, str(target), read_only or not self._writable)
 
-    def unmount(self, target: Path) -> None:
-        """Unmount *target*; fine if nothing is mounted there, refused if it is not of this file system."""
+    def unmount(self, target: Path, lazy: bool = False) -> None:
+        """Unmount *target*; fine if nothing is mounted there, refused if it is not of this file system.
+
+        If *lazy*, from under processes too, but never along with a mount that lies inside.
+        """
         with explained(f"unmount {target}"):
             present = mounts.mounted_on(target)
             if present is None:
                 return
             if present.device != self._fs_device():
                 raise StorageError(f"cannot unmount {target}: {present.source} is not ours", errno.EINVAL)
-            mounts.detach(str(target))
+            holds_mount = any(mount.parent == present.ident for mount in mounts.mounts())
+            mounts.detach(str(target), lazy and not holds_mount)
 
     def _fs_device(self) -> str:
         self._top()

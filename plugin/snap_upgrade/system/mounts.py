@@ -115,6 +115,9 @@ def attach_volume(device: str, subvolid: int, target: str, read_only: bool = Fal
         os.close(descriptor)
 
 
-def detach(target: str) -> None:
-    """Unmount what is mounted at *target*, not following a symbolic link; EBUSY if it is in use."""
-    kernel.umount2(target, _UMOUNT_NOFOLLOW)
+def detach(target: str, lazy: bool = False) -> None:
+    """Unmount what is mounted at *target*, not following a symbolic link; EBUSY if it is in use.
+
+    If *lazy*, only the name goes then: who is inside stays there, on a mount that nobody sees.
+    """
+    kernel.umount2(target, _UMOUNT_NOFOLLOW | (kernel.MNT_DETACH if lazy else 0))
