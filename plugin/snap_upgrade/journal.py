@@ -259,7 +259,6 @@ class Journal:
     def _move(self) -> None:
         target = self.path.parent.parent / "history" / f"{self.path.name}{SUFFIX}"
         with files.told("put aside the closed", self.path):
-            failpoint.reach("journal.move")
             os.rename(self.path, target)
             self.path, source = target, self.path.parent
             failpoint.reach("journal.moved")
