@@ -17,7 +17,7 @@ from tests.lab import breaking, roots
 from tests.lab.breaking import INSTALL
 from tests.lab.debs import Deb
 from tests.lab.machine import Machine, Process
-from tests.system.clilab import su
+from tests.system.clilab import su, su_json
 from tests.system.test_apt_failures import Transaction, m, offer, settle, transactions, watchers
 
 __all__ = ["m"]
@@ -180,3 +180,35 @@ def test_what_joined_without_a_snapshot_is_never_called_taken_back(m: Machine) -
     assert "snap-upgrade recover --abandon 1" in result.output
     su(m, "recover", "--abandon", "1", "-y")
     m.run([*INSTALL, "good"])
+
+
+# --- no Python
+
+
+def test_without_python_apt_says_how_to_go_on(m: Machine) -> None:
+    offer(m, Deb("good"))
+    m.run(["mv", "/usr/bin/python3", "/usr/bin/python3.away"])
+    result = m.run([*INSTALL, "good"], check=False)
+    assert result.returncode == 100
+    assert not m.path("/usr/share/good").exists()
+    assert "snap-upgrade: the hook cannot run" in result.output
+    off = "DPkg::Pre-Install-Pkgs::snap-upgrade="
+    assert f"apt-get -o {off} ..." in result.output
+    m.run(["apt-get", "-o", off, "install", "-y", "good"])
+
+
+# --- switched to warn
+
+
+def test_an_operation_that_went_on_without_a_snapshot_leaves_a_trace(m: Machine) -> None:
+    offer(m, Deb("good"), Deb("other"))
+    m.run([*INSTALL, "other"])
+    settle(m)
+    m.path("/etc/snap-upgrade.conf").write_text("on_no_snapshot = warn\n")
+    (m.top / ".snap-upgrade/snap").rename(m.top / ".snap-upgrade/snap.away")
+    result = m.run([*INSTALL, "good"])
+    (m.top / ".snap-upgrade/snap.away").rename(m.top / ".snap-upgrade/snap")
+    assert "going on without one" in result.output
+    told = su_json(m, "status")["hooks"]["last_trouble"]
+    assert told["who"] == "the hook before dpkg"
+    assert "going on without one" in told["text"]

@@ -186,7 +186,19 @@ def _refuse(reason: str, refuses: bool, is_own: bool = False, hint: str | None =
 
 def _go_on(what: str, is_own: bool) -> int:
     why = "for it is about snap-upgrade itself" if is_own else f"as {settings.PATH} says"
-    _say(f"{what}; going on without one, {why}")
+    text = f"{what}; going on without one, {why}"
+    _say(text)
+    if is_own:
+        return 0
+    _signal.alarm(0)
+    try:
+        top = kernel.open_top_level(kernel.root_device()[0])
+        folder = os.open(state.STATE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=top)
+    except OSError:
+        return 0  # there is no state that could keep it
+    from snap_upgrade.hook import trouble
+
+    trouble.note(folder, "the hook before dpkg", "none", text)  # nobody reads the output of a timer
     return 0
 
 
