@@ -39,6 +39,7 @@ from snap_upgrade.system import files
 Planner = Callable[[Machine, Inventory], list[Step]]
 _ABANDON = "snap-upgrade recover --abandon "
 _UNKNOWN_NEXT = "what boots next is not an environment that snap-upgrade knows"
+_METADATA_RESERVE = 8 << 20  # bytes
 _FIRED = "hooks.json"
 VERSION_FILE, _VERSION = "version", b"1\n"
 _UPGRADE_US = "apt-get update && apt-get -o DPkg::Pre-Install-Pkgs::snap-upgrade= install snap-upgrade"
@@ -164,8 +165,18 @@ def plan_destroy(machine: Machine, inventory: Inventory, wanted: Sequence[str]) 
     return [Destroy(name) for name in wanted]
 
 
+def _require_room(machine: Machine) -> None:
+    """Raise NoSpace where btrfs might be out of room for its own trees in the middle of the change."""
+    space = machine.storage.space()
+    if space.metadata_free + space.unallocated < _METADATA_RESERVE:
+        have, need = (space.metadata_free + space.unallocated) >> 10, _METADATA_RESERVE >> 10
+        what = f"the file system has {have} KiB left for metadata, this needs {need} KiB; nothing was changed"
+        raise errors.NoSpace(what, "snap-upgrade prune")
+
+
 def plan_activate(machine: Machine, inventory: Inventory, name: str, temporary: bool) -> list[Step]:
     """Make *name* boot next."""
+    _require_room(machine)
     owned = find_environment(inventory, name)
     if owned.record.state is not State.READY:
         raise errors.Refused(f"{name} is not complete ({owned.record.state.value})", "snap-upgrade destroy " + name)
@@ -236,6 +247,7 @@ def plan_describe(inventory: Inventory, name: str, field: str, value: str) -> li
 
 def plan_rollback(machine: Machine, inventory: Inventory, which: str) -> list[Step]:
     """Go back: to the environment *which*, to before the transaction of that number, or to before the ``last`` one."""
+    _require_room(machine)
     following = machine.storage.boots_next()
     previous = inventory.by_uuid(following.uuid) if following else None
     if previous is None:

@@ -6,6 +6,8 @@ The rule: the user acts as nobody, with what every user has: a folder of his own
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,3 +126,29 @@ def test_a_shell_in_a_root_that_fails_does_not_hold_up_the_machine(m: Machine) -
     shell.wait(timeout=20)
     su(m, "destroy", "-y", kept)
     assert kept not in names(m)
+
+
+def crowd(folder: Path) -> None:
+    """Make files whose content lies in the metadata until none fits."""
+    folder.mkdir()
+    for size in (2000, 1):
+        number = 0
+        while True:
+            try:
+                (folder / f"{size}-{number}").write_bytes(os.urandom(size))
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+                break
+            number += 1
+
+
+def test_an_activation_asks_for_room_for_metadata_first(tmp_path: Path) -> None:
+    with Machine(tmp_path, size="1G") as m:
+        su(m, "create", "x")
+        m.fill(0)
+        crowd(m.top / "crowd")
+        before = m.subvolumes()
+        for words in (("activate", "x"), ("rollback", "x")):
+            assert "left for metadata" in su(m, *words, code=3).stderr
+        assert m.subvolumes() == before
+        su(m, "recover", code=4)
