@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from snap_upgrade.core.errors import NeedsPerson, Refused
-from snap_upgrade.core.lineage import related
+from snap_upgrade.core.families import related
 from snap_upgrade.core.model import Kind, Record, State, Volume
 from snap_upgrade.core.names import shown
 from snap_upgrade.core.plan import PARTS, STATE, part_of, part_path

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from snap_upgrade.core.lineage import related
+from snap_upgrade.core.families import related
 from snap_upgrade.core.model import Kind, Record, State
 
 
