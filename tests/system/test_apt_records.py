@@ -1,4 +1,4 @@
-"""What issue 2 says of apt and no other test holds: the closer, the record's times, a post hook that dies."""
+"""What is on record of an apt operation, and who closes it: the closer, the record's times, a post hook that dies."""
 
 from __future__ import annotations
 

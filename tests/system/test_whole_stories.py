@@ -1,4 +1,4 @@
-"""What a second pair of eyes found wrong, each as it happened, on a whole machine."""
+"""What happens to a machine over several operations and boots: each test is a story with its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What issue 2 says of subvolumes inside the root and of space, on a whole machine.
+"""Subvolumes inside the root, and space, on a whole machine.
 
 The one rule: what somebody put into a subvolume is there afterwards, whatever became of the environment around it.
 """

@@ -1,4 +1,4 @@
-"""Section 4 of issue 2, line by line: what every command shows, and what -n and --json mean for each of them.
+"""What every command shows, and what -n and --json mean for each of them.
 
 The one rule: what is expected follows from the issue and from the disk, never from what the program printed before.
 """
