@@ -1,4 +1,4 @@
-"""Holes in what the hooks keep: a half-made transaction that a later commit meets, a database behind a link, daemons.
+"""Hooks that are cut short, and daemons: what a later commit meets, and a database behind a link.
 
 The one rule: real front ends on a real machine, and what is on the disk and in the answer of the next command.
 """
