@@ -21,6 +21,7 @@ from tests.lab.install import REPOSITORY, built_package
 from tests.lab.machine import Machine
 from tests.lab.repo import local_repo
 from tests.system.clilab import PROGRAM, names, su, su_json
+from tests.system.test_apt_failures import settle
 
 ASKED = os.environ.get("SNAP_UPGRADE_PYTHONS", "").split()
 RELEASES = ASKED or ["trixie"]
@@ -63,6 +64,7 @@ def test_the_main_job_from_the_hook_to_the_roll_back(m: Machine) -> None:
     assert "2.0 half-configured" in m.run(["apt-get", "install", "-y", "breaks"], check=False).output
     rows = sorted(su_json(m, "history"), key=lambda row: int(row["id"]))[before:]
     assert [row["verdict"] for row in rows] == ["success", "failed"]
+    settle(m)  # a command that only reads does not wait for the way back to be made
     su(m, "diff", "--files", f"before-{rows[1]['id']}")
     su(m, "rollback", "last")
     m.reboot()
