@@ -156,6 +156,16 @@ def test_a_root_that_is_read_only_is_refused_or_warned(m: Machine, policy: str, 
     assert m.live("/run/var/opt/a").exists() == (policy == "warn")
 
 
+def test_a_file_system_that_is_read_only_stays_so_where_only_a_warning_is_wanted(m: Machine) -> None:
+    offer(m, Deb("a", files={"/var/opt/a": b"a\n"}))
+    m.path(CONF).write_text("on_no_snapshot = warn\n")
+    script = 'cp -a /var /run/var; mount --bind /run/var /var; mount -o remount,ro /; "$@"; cat /proc/self/mountinfo'
+    result = m.run(["unshare", "--mount", "sh", "-ec", script, "sh", *INSTALL, "a"])
+    assert "(the root is mounted read-only); going on without one" in result.output
+    (root,) = (line for line in result.stdout.splitlines() if line.split(" ")[4:5] == ["/"] and " - btrfs " in line)
+    assert root.partition(" - btrfs ")[2].split(" ")[1].split(",")[0] == "ro"
+
+
 def test_what_is_remembered_of_the_layout_ends_with_what_it_was_made_from(m: Machine) -> None:
     offer(m, Deb("a"))
     for _ in range(2):

@@ -192,7 +192,10 @@ def _go_on(what: str, is_own: bool) -> int:
         return 0
     _signal.alarm(0)
     try:
-        top = kernel.open_top_level(kernel.root_device()[0])
+        device, _, options = kernel.root_device()
+        if options.partition(",")[0] != "rw":
+            return 0  # our mount would make the whole of a read-only file system writable
+        top = kernel.open_top_level(device)
         folder = os.open(state.STATE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=top)
     except OSError:
         return 0  # there is no state that could keep it
